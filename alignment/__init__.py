@@ -1,0 +1,1 @@
+"""Vision-human alignment by distillation (AligNet)."""

@@ -1,0 +1,1 @@
+"""Experiments of `molt5_multitask`."""

@@ -1,0 +1,1 @@
+"""Multitask molecule-text T5 (Text+Chem T5)."""
