@@ -1,0 +1,230 @@
+"""Where the time goes: step rate, goodput, FLOP utilisation, profiler window, compile cache."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+
+import jax
+from jaxtyping import PyTree
+
+Activity = Literal["init", "compile", "data", "step", "eval", "save"]
+
+# Dense bf16 peaks in FLOP/s of one JAX device, from the vendors' data sheets. The first entry that
+# the device kind contains counts, so variants stand before the plain name.
+_PEAK_FLOPS = (
+    ("TPU v4", 275e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5", 459e12),  # v5p
+    ("TPU v6", 918e12),  # v6e
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("H200", 989e12),
+    ("A100", 312e12),
+)
+
+
+class Ledger:
+    """Accounts for every second of a run, and derives the step rate from it.
+
+        with Ledger() as ledger:
+            with ledger("step"):
+                ...
+            ledger.completed(steps=10, examples=2560)
+
+    Activities may nest; a second counts for the innermost one, or for "other" outside of all.
+    Nothing here waits for a device. Dispatch is asynchronous, so the seconds of a step show where
+    the host blocks on it: count that fetch as "step", too.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._seconds: dict[str, float] = dict.fromkeys((*get_args(Activity), "other"), 0.0)
+        self._running: list[str] = []
+        self._mark = 0.0
+        self._steps = self._examples = 0
+        self._training_seconds = 0.0
+
+    def __enter__(self) -> Self:
+        self._mark = self._clock()
+        self._running.append("other")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._charge()
+        self._running.pop()
+
+    @contextlib.contextmanager
+    def __call__(self, activity: Activity) -> Iterator[None]:
+        """Charge the time inside the `with` block to `activity`."""
+        self._charge()
+        self._running.append(activity)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._running.pop()
+
+    def _charge(self) -> None:
+        now = self._clock()
+        if self._running:
+            self._seconds[self._running[-1]] += now - self._mark
+        self._mark = now
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds spent on each activity and "other" so far; they add up to the run."""
+        self._charge()
+        return dict(self._seconds)
+
+    def goodput(self) -> float:
+        """Return the fraction of the time so far that went into steps."""
+        seconds = self.seconds()
+        total = sum(seconds.values())
+        return seconds["step"] / total if total else 0.0
+
+    def completed(self, *, steps: int, examples: int) -> None:
+        """Count work whose results have arrived, since the last call."""
+        self._steps += steps
+        self._examples += examples
+
+    def rates(self) -> dict[str, float]:
+        """Return steps and examples per second since the last call, and start a new window.
+
+        The time is that of training: steps, waits for data and "other", without start-up,
+        compilation, evaluation and saving. A window without completed work or time is empty.
+        """
+        seconds = self.seconds()
+        training = seconds["step"] + seconds["data"] + seconds["other"]
+        elapsed = training - self._training_seconds
+        steps, examples = self._steps, self._examples
+        self._training_seconds, self._steps, self._examples = training, 0, 0
+        if not steps or elapsed <= 0:
+            return {}
+        return {"steps_per_second": steps / elapsed, "examples_per_second": examples / elapsed}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Return the dense bf16 peak in FLOP/s of one device, or None for a device not in the table."""
+    kind = device_kind.lower()
+    return next((peak for name, peak in _PEAK_FLOPS if name.lower() in kind), None)
+
+
+def utilization(
+    flops_per_step: float, steps_per_second: float, devices: list[jax.Device]
+) -> dict[str, float]:
+    """Relate the FLOPs that the model needs to the time they take.
+
+    Args:
+      flops_per_step: FLOPs of one step over all devices, counted analytically (a matrix product of
+        (m, k) by (k, n) is 2mkn; the backward pass twice the forward; rematerialisation is none).
+      steps_per_second: measured rate.
+      devices: all devices of the run, of one kind.
+
+    Returns:
+      "flops_per_second" over all devices and, where the peak is known, "mfu": the fraction of it
+      (model FLOPs utilisation, Chowdhery et al., arXiv:2204.02311, appendix B).
+    """
+    rate = flops_per_step * steps_per_second
+    peak = peak_flops(devices[0].device_kind)
+    if peak is None:
+        return {"flops_per_second": rate}
+    return {"flops_per_second": rate, "mfu": rate / (peak * len(devices))}
+
+
+def param_count(params: PyTree) -> int:
+    """Return the number of scalars in a tree of arrays or `jax.ShapeDtypeStruct`s."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """Steps to trace with the JAX profiler."""
+
+    start_step: int = 10
+    """First step of the trace; a later one when steps are called in groups or the run resumes."""
+    steps: int = 5
+    """Number of steps to trace."""
+
+    def __post_init__(self) -> None:
+        if self.start_step < 0 or self.steps < 1:
+            raise ValueError(
+                "profile.start_step must be at least 0 and profile.steps at least 1; "
+                f"got {self.start_step} and {self.steps}"
+            )
+
+
+class Profiler:
+    """Traces a window of steps into `workdir/profile`, once; without a config it does nothing.
+
+    with Profiler(config, workdir) as profiler:
+        for step in range(start, end):
+            profiler.before_step(step, state)
+            state = train_step(state)
+
+    Open the trace with TensorBoard's profile plugin, xprof or Perfetto.
+    """
+
+    def __init__(
+        self, config: ProfileConfig | None, workdir: str | os.PathLike[str] | None
+    ) -> None:
+        if config is not None and workdir is None:
+            raise ValueError("a profile needs a folder to be written to: set workdir")
+        self._config = config
+        self._folder = pathlib.Path(workdir or "") / "profile"
+        self._tracing = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._tracing:
+            jax.profiler.stop_trace()
+
+    def before_step(self, step: int, state: Any) -> None:
+        """Start or stop the trace where the window begins or ends.
+
+        Args:
+          step: number of the step about to be called.
+          state: what that step takes; waited for at both ends of the window, so that the trace
+            holds whole steps.
+        """
+        if self._config is None:
+            return
+        end = self._config.start_step + self._config.steps
+        if not self._tracing and self._config.start_step <= step < end:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(self._folder)
+            self._tracing = True
+        elif self._tracing and step >= end:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            self._tracing = False
+
+
+def enable_compile_cache() -> None:
+    """Keep compiled programs on disk, so that the next process need not compile them again.
+
+    They lie in the folder that the environment variable JAX_COMPILATION_CACHE_DIR names, or else in
+    the user's cache folder. Programs that compile in under half a second are not kept.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(base, "jax-three-papers"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

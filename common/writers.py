@@ -1,0 +1,253 @@
+"""Where the numbers of a run go: a JSONL log, TensorBoard, Weights & Biases, and a manifest."""
+
+import collections
+import contextlib
+import importlib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+from tensorboardX import SummaryWriter
+
+PathLike = str | os.PathLike[str]
+
+_PACKAGES = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "flax", "jax-three-papers")
+
+
+class Writer(Protocol):
+    """Takes the scalars of a step."""
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Record `scalars`, which hold after `step` steps."""
+        ...
+
+    def close(self) -> None:
+        """Finish writing."""
+        ...
+
+
+class JsonlWriter:
+    """Appends one JSON object a line, `{"step": 100, "train/loss": 0.3}`, each written at once.
+
+    Lines beyond `resume_step` are dropped, so that the log of a resumed run is that of an
+    uninterrupted one; a last line that a crash tore is dropped with a warning. JSON has no
+    non-finite numbers: they become the strings "NaN", "Infinity" and "-Infinity", which `float`
+    of Python and `Number` of JavaScript read back.
+    """
+
+    def __init__(self, path: PathLike, *, resume_step: int = 0) -> None:
+        """Open the log at `path`, keeping its lines up to `resume_step`.
+
+        Raises:
+          ValueError: if the file holds anything but such lines.
+          OSError: if the file cannot be written.
+        """
+        self._path = pathlib.Path(path)
+        with _explained(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.exists():
+                self._drop_lines_after(resume_step)
+            self._file = self._path.open("ab", buffering=0)
+
+    def _drop_lines_after(self, step: int) -> None:
+        old = self._path.read_bytes()
+        *lines, torn = old.split(b"\n")
+        if torn:
+            warnings.warn(f"dropped a torn last line of {self._path}: {torn!r}", stacklevel=3)
+        kept = b"".join(
+            line + b"\n" for i, line in enumerate(lines) if self._step_of(line, i + 1) <= step
+        )
+        if kept != old:
+            _replace(self._path, kept)
+
+    def _step_of(self, line: bytes, number: int) -> int:
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"line {number} of {self._path} is not a JSON object with a step; "
+                "move the file away, or log to another folder"
+            ) from None
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Append a line."""
+        if "step" in scalars:
+            raise ValueError('a scalar cannot be called "step", the key of the step itself')
+        values = {name: _json_number(float(value)) for name, value in scalars.items()}
+        left = memoryview((json.dumps({"step": step, **values}) + "\n").encode())
+        with _explained(self._path):
+            while left:
+                left = left[self._file.write(left) :]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoardWriter:
+    """Writes event files; TensorBoard hides what an earlier start wrote beyond `resume_step`."""
+
+    def __init__(self, folder: PathLike, *, resume_step: int = 0) -> None:
+        with _explained(folder):
+            self._writer = SummaryWriter(os.fspath(folder), purge_step=resume_step + 1)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Add each scalar as a point of its own curve."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, float(value), step)
+
+    def close(self) -> None:
+        """Write what is buffered and close the file."""
+        self._writer.close()
+
+
+class WandbWriter:
+    """Logs to Weights & Biases; every start in the same folder continues the same run."""
+
+    def __init__(self, folder: PathLike, *, project: str, config: Mapping[str, Any]) -> None:
+        try:
+            wandb = importlib.import_module("wandb")
+        except ImportError:
+            raise ImportError(
+                "Weights & Biases needs its client: pip install 'jax-three-papers[wandb]'"
+            ) from None
+        id_file = pathlib.Path(folder) / "wandb_id"
+        with _explained(id_file):
+            if not id_file.exists():
+                id_file.parent.mkdir(parents=True, exist_ok=True)
+                _replace(id_file, uuid.uuid4().hex.encode())
+            run_id = id_file.read_text()
+        self._run = wandb.init(
+            project=project, id=run_id, resume="allow", dir=os.fspath(folder), config=dict(config)
+        )
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Log the scalars; the service ignores steps before its last one."""
+        self._run.log(dict(scalars), step=step)
+
+    def close(self) -> None:
+        """Upload what is left and finish the run."""
+        self._run.finish()
+
+
+def make_writers(
+    workdir: PathLike | None,
+    *,
+    resume_step: int = 0,
+    tensorboard: bool = True,
+    wandb_project: str | None = None,
+    config: Mapping[str, Any],
+) -> tuple[Writer, ...]:
+    """Open the writers of a run: none without a folder, and none but on the first process.
+
+    Args:
+      workdir: folder of the run; `metrics.jsonl` and `tensorboard/` lie in it.
+      resume_step: step at which this start begins; what was logged beyond it is dropped.
+      tensorboard: write event files, too.
+      wandb_project: project to log to; None does not.
+      config: the resolved config, for Weights & Biases.
+    """
+    if workdir is None or jax.process_index() != 0:
+        return ()
+    folder = pathlib.Path(workdir)
+    writers: list[Writer] = [JsonlWriter(folder / "metrics.jsonl", resume_step=resume_step)]
+    if tensorboard:
+        writers.append(TensorBoardWriter(folder / "tensorboard", resume_step=resume_step))
+    if wandb_project is not None:
+        writers.append(WandbWriter(folder, project=wandb_project, config=config))
+    return tuple(writers)
+
+
+def write_manifest(workdir: PathLike, config: Mapping[str, Any]) -> None:
+    """Add to `workdir/manifest.json` what this start of the run is made of.
+
+    The file is `{"starts": [...]}` with one entry for each start, resumed ones included: time,
+    command line, versions, git commit, devices, XLA flags and the resolved, JSON-able config. Only
+    the first process writes.
+
+    Raises:
+      ValueError: if the manifest there is not one.
+      OSError: if the file cannot be written.
+    """
+    if jax.process_index() != 0:
+        return
+    path = pathlib.Path(workdir) / "manifest.json"
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            starts = json.loads(path.read_bytes())["starts"] if path.exists() else []
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path} is not a run's manifest; move it away") from None
+        starts.append(_describe_start() | {"config": config})
+        _replace(path, (json.dumps({"starts": starts}, indent=2) + "\n").encode())
+
+
+def _describe_start() -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "versions": versions,
+        **_git_state(),
+        "platform": jax.default_backend(),
+        "devices": dict(collections.Counter(device.device_kind for device in jax.devices())),
+        "processes": jax.process_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _git_state() -> dict[str, Any]:
+    """Commit of this source tree and whether tracked files differ; empty outside of a checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", os.path.dirname(__file__), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # An installed copy may lie inside some other project's checkout, which does not track it.
+        git("ls-files", "--error-unmatch", __file__)
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return {"git": {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def _json_number(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+    """Replace a file in one step: a crash leaves the old content or the new."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _explained(path: PathLike) -> Iterator[None]:
+    """Say what could not be written, and what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        advice = "free space there, check its permissions, or choose another workdir"
+        message = f"cannot write {os.fspath(path)} ({error.strerror}): {advice}"
+        raise OSError(error.errno, message) from error
