@@ -1,0 +1,189 @@
+"""The command line of every project: `train`, `show` and `sweep` of a config file.
+
+The only module that knows the command-line library. Every field of the config is an option, with
+its docstring as help: `python -m born_mlp.train configs/born_mlp/paper.py --help`.
+"""
+
+import dataclasses
+import importlib.util
+import itertools
+import json
+import logging
+import os
+import pathlib
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import tyro
+
+from common.config import to_json
+from common.experiment import Experiment
+from common.perf import enable_compile_cache
+from common.show import describe
+
+COMMANDS = ("train", "show", "sweep")
+USAGE = """usage: python -m PROJECT.train [train] CONFIG.py [--field value ...]
+       python -m PROJECT.train show CONFIG.py [--field value ...]
+       python -m PROJECT.train sweep CONFIG.py --grid FIELD=V1,V2,... [--field value ...]
+
+train   run the experiment, or resume it from its work folder
+show    print the resolved config, the parameters, shapes and shardings, without compute
+sweep   run every combination of the grid's values, each in a work folder of its own
+
+CONFIG.py defines `config()`; `CONFIG.py --help` lists its fields."""
+
+
+class Study(Protocol):
+    """A config of several training runs, as the Born experiment is one."""
+
+    workdir: str | None
+
+    def experiments(self) -> Mapping[str, Experiment[Any]]:
+        """Return the runs by name, for `show` and the shape checks."""
+        ...
+
+
+def main(run: Callable[[Any], Any], argv: Sequence[str] | None = None) -> None:
+    """Run the command line of a project.
+
+    Args:
+      run: trains a config and returns its `Result`, or a mapping of numbers.
+      argv: the arguments; those of the process by default.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    enable_compile_cache()
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        command = args.pop(0) if args and args[0] in COMMANDS else "train"
+        if not args or args[0].startswith("-"):
+            print(USAGE, file=sys.stdout if args in (["-h"], ["--help"]) else sys.stderr)
+            sys.exit(0 if args in (["-h"], ["--help"]) else 2)
+        path = pathlib.Path(args.pop(0))
+        if command == "sweep":
+            _sweep(run, path, args)
+        else:
+            config = resolve(path, args)
+            if command == "show":
+                _show(config)
+            else:
+                run(config)
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        if not _is_own_check(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _is_own_check(error: BaseException) -> bool:
+    """Whether the error was raised by a check of this project, whose message says all.
+
+    Anything else, such as a mistake in a user's task, keeps its traceback.
+    """
+    root = pathlib.Path(__file__).parents[1]
+    frames = traceback.extract_tb(error.__traceback__)
+    last = pathlib.Path(frames[-1].filename)
+    return last.is_relative_to(root) and "site-packages" not in last.parts
+
+
+def load_config(path: pathlib.Path) -> Any:
+    """Import a config file and call its `config()`.
+
+    Raises:
+      ValueError: if there is no such file (with the files that are there), or it has no `config`.
+    """
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.py") if p.name != "__init__.py")
+        raise ValueError(
+            f"no config file {path}" + (f"; there are: {', '.join(near)}" if near else "")
+        )
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "config", None)):
+        raise ValueError(f"{path} must define a function config() that returns the experiment")
+    return module.config()
+
+
+def resolve(path: pathlib.Path, overrides: Sequence[str]) -> Any:
+    """Load a config and apply typed overrides such as `["--optim.learning_rate", "3e-4"]`.
+
+    A config without a work folder gets `runs/PROJECT/NAME`, after the folder and name of its file.
+    """
+    config = load_config(path)
+    kind: Any = type(config)
+    if isinstance(config, Experiment):
+        kind = Experiment[type(config.task)]  # type: ignore[misc]
+    config = tyro.cli(kind, default=config, args=list(overrides), prog=f"... {path}")
+    if config.workdir is None:
+        config = dataclasses.replace(
+            config, workdir=os.path.join("runs", path.parent.name, path.stem)
+        )
+    return config
+
+
+def experiments(config: Any) -> Mapping[str, Experiment[Any]]:
+    """Return the training runs of a config by name."""
+    return {"": config} if isinstance(config, Experiment) else config.experiments()
+
+
+def _show(config: Any) -> None:
+    print(to_json(config))
+    seen: set[str] = set()
+    for name, experiment in experiments(config).items():
+        text = describe(experiment)
+        if text in seen:  # the runs of a study often share one model
+            print(f"\n{name}: as above")
+        else:
+            print(f"\n{name}\n{text}" if name else f"\n{text}")
+        seen.add(text)
+
+
+def _sweep(run: Callable[[Any], Any], path: pathlib.Path, args: list[str]) -> None:
+    grid: dict[str, list[str]] = {}
+    overrides: list[str] = []
+    items = iter(args)
+    for item in items:
+        if item != "--grid":
+            overrides.append(item)
+            continue
+        key, equals, values = next(items, "").partition("=")
+        if not (key and equals and values):
+            raise ValueError(
+                "--grid needs FIELD=V1,V2,..., e.g. --grid optim.learning_rate=1e-3,3e-3"
+            )
+        grid[key] = values.split(",")
+    if not grid:
+        raise ValueError("sweep needs at least one --grid FIELD=V1,V2,...")
+
+    base = pathlib.Path(resolve(path, overrides).workdir)
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    configs = []
+    for point in points:  # resolve all first: a bad value must not surface after hours of training
+        flags = [part for key, value in point.items() for part in (f"--{key}", value)]
+        config = resolve(path, [*overrides, *flags])
+        name = ",".join(f"{key}={value}" for key, value in point.items())
+        configs.append(dataclasses.replace(config, workdir=str(base / name.replace(os.sep, "_"))))
+
+    rows = []
+    for number, (point, config) in enumerate(zip(points, configs, strict=True), 1):
+        print(f"[{number}/{len(points)}] {point} -> {config.workdir}", flush=True)
+        result = run(config)
+        numbers = result if isinstance(result, Mapping) else result.metrics
+        rows.append({**point, **{k: float(v) for k, v in numbers.items()}})
+    base.mkdir(parents=True, exist_ok=True)
+    (base / "sweep.json").write_text(json.dumps(rows, indent=2))
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for row in rows:
+        cells = [row.get(c, "") for c in columns]
+        table.append(
+            "| " + " | ".join(f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells) + " |"
+        )
+    (base / "sweep.md").write_text("\n".join(table) + "\n")
+    print("\n".join(table), f"\nwritten to {base / 'sweep.json'} and {base / 'sweep.md'}", sep="\n")

@@ -1,0 +1,59 @@
+"""A background thread that prepares batches and sends them to the devices ahead of their use."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Placed = TypeVar("Placed")
+
+
+def prefetch(
+    items: Iterable[Item], place: Callable[[Item], Placed], *, depth: int = 2
+) -> contextlib.closing[Iterator[Placed]]:
+    """Yield `place(item)` for every item, `depth` of them made ahead of time by a thread.
+
+    Errors of the thread are raised where the items are consumed. Use it as a context manager, so
+    that the thread ends with the block:
+
+        with prefetch(items, place) as placed:
+            for batch in placed: ...
+    """
+    return contextlib.closing(_prefetch(items, place, depth))
+
+
+def _prefetch(
+    items: Iterable[Item], place: Callable[[Item], Placed], depth: int
+) -> Iterator[Placed]:
+    done = object()
+    ready: queue.Queue[object] = queue.Queue(maxsize=depth)
+    closed = threading.Event()
+
+    def put(value: object) -> None:
+        while not closed.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(value, timeout=0.1)
+                return
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(place(item))
+                if closed.is_set():
+                    return
+            put(done)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while (value := ready.get()) is not done:
+            if isinstance(value, BaseException):
+                raise value
+            yield value  # type: ignore[misc]
+    finally:
+        closed.set()
+        thread.join()

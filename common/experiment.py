@@ -1,0 +1,73 @@
+"""The configuration of one training run."""
+
+import dataclasses
+from typing import Generic, TypeVar
+
+from common.checkpoint import CheckpointConfig
+from common.mesh import MeshConfig
+from common.optim import OptimConfig
+from common.perf import ProfileConfig
+from common.step import StepConfig
+from common.task import Task
+
+TaskT = TypeVar("TaskT", bound=Task)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written while a run goes on."""
+
+    every: int = 100
+    """Cadence in steps of the training metrics, each the mean over the steps since the last."""
+    tensorboard: bool = True
+    """Write TensorBoard event files beside the JSONL log."""
+    wandb_project: str | None = None
+    """Weights & Biases project to log to (needs the extra `wandb`)."""
+    progress: bool = True
+    """Show a progress bar."""
+    profile: ProfileConfig | None = None
+    """Steps to trace with the JAX profiler."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment(Generic[TaskT]):
+    """One training run."""
+
+    task: TaskT
+    """The task: model, loss, data and evaluators."""
+    steps: int
+    """Optimizer steps of the whole run."""
+    batch_size: int = 256
+    """Examples per optimizer step, over all hosts and devices."""
+    seed: int = 0
+    """Seed of the parameters, the random streams and the data order."""
+    workdir: str | None = None
+    """Folder of logs and checkpoints; None writes nothing and keeps no checkpoint."""
+    optim: OptimConfig = OptimConfig()
+    """The optimizer."""
+    step: StepConfig = StepConfig()
+    """How a step is computed."""
+    mesh: MeshConfig = MeshConfig()
+    """The device mesh."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When the state is saved, and how many are kept."""
+    log: LogConfig = LogConfig()
+    """What is written."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"steps and batch_size must be positive; got {self.steps} and {self.batch_size}"
+            )
+        cadences = {
+            "steps": self.steps,
+            "log.every": self.log.every,
+            "checkpoint.every": self.checkpoint.every,
+        }
+        per_call = self.step.per_call
+        for name, value in cadences.items():
+            if value < 1 or value % per_call:
+                raise ValueError(
+                    f"{name} = {value} must be a positive multiple of step.per_call = {per_call}: "
+                    "a compiled call is not interrupted"
+                )

@@ -1,0 +1,146 @@
+"""The device mesh over (data, fsdp, tensor), and how arrays are laid out on it."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from common.tree import match_rules, named_leaves
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+"""The axes over which examples are split; `tensor` splits the layers themselves."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Number of devices along each axis of the mesh."""
+
+    data: int = -1
+    """Replicas of the parameters; -1 takes all devices that the other axes leave."""
+    fsdp: int = 1
+    """Devices that share one copy of the parameters, each with its own examples."""
+    tensor: int = 1
+    """Devices that share the layers of one example."""
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """Arrange the devices (all by default) as the config says.
+
+    Raises:
+      ValueError: if an axis has no device, or the product of the axes is not the device count.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    if any(size < 1 for size in sizes[1:]) or (sizes[0] < 1 and sizes[0] != -1):
+        raise ValueError(f"mesh axes must be positive (data may be -1); got {config}")
+    if sizes[0] == -1:
+        sizes[0] = max(1, len(devices) // math.prod(sizes[1:]))
+    if math.prod(sizes) != len(devices):
+        shape = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+        raise ValueError(
+            f"the mesh {shape} needs {math.prod(sizes)} devices, and there are {len(devices)}; "
+            "set mesh.data, mesh.fsdp and mesh.tensor so that their product is the device count "
+            "(mesh.data=-1 takes what is left)"
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def parameter_shardings(rules: Any, params: Any, mesh: Mesh) -> Any:
+    """Give every parameter the sharding of the first rule that matches its name.
+
+    Args:
+      rules: `(pattern, axes)` pairs, see `Task.sharding_rules`; a shorter `axes` leaves the
+        trailing dimensions whole.
+      params: parameters, or their `jax.ShapeDtypeStruct`s.
+      mesh: the mesh.
+
+    Raises:
+      ValueError: if a parameter has no rule, a rule no parameter, or a dimension does not divide.
+    """
+    # A PartitionSpec is no pytree leaf of its own in a list of rules: wrap it while matching.
+    specs = match_rules(
+        [(pattern, PartitionSpec(*axes)) for pattern, axes in rules], params, what="sharding rule"
+    )
+
+    def sharding(name: str, leaf: Any, spec: PartitionSpec) -> NamedSharding:
+        if len(spec) > len(leaf.shape):
+            raise ValueError(
+                f"sharding rule {spec} of {name} has more axes than shape {leaf.shape}"
+            )
+        for size, axis in zip(leaf.shape, spec, strict=False):
+            names = axis if isinstance(axis, tuple) else (axis,) if axis else ()
+            unknown = [n for n in names if n not in mesh.shape]
+            if unknown:
+                raise ValueError(
+                    f"sharding rule of {name}: no mesh axis {unknown}; there are {AXES}"
+                )
+            parts = math.prod(mesh.shape[n] for n in names)
+            if size % parts:
+                raise ValueError(
+                    f"{name} of shape {leaf.shape} does not divide over {axis}={parts}: "
+                    f"{size} is not a multiple of {parts}"
+                )
+        return NamedSharding(mesh, spec)
+
+    leaves = [
+        sharding(name, leaf, spec)
+        for (name, leaf), spec in zip(named_leaves(params), jax.tree.leaves(specs), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def like_parameters(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Lay out `tree` (an optimizer state, say) as the parameters that its leaves mirror.
+
+    A leaf whose name ends in the name of a parameter of the same shape gets that parameter's
+    sharding; every other leaf (counters, factored moments) is replicated.
+    """
+    by_name = {
+        name: (leaf.shape, sharding)
+        for (name, leaf), sharding in zip(
+            named_leaves(params), jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def sharding(name: str, leaf: Any) -> NamedSharding:
+        parts = name.split("/")
+        for i in range(len(parts)):
+            shape, found = by_name.get("/".join(parts[i:]), (None, None))
+            if found is not None and shape == leaf.shape:
+                return found
+        return NamedSharding(mesh, PartitionSpec())
+
+    leaves = [sharding(name, leaf) for name, leaf in named_leaves(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+    """Refuse a batch that does not split evenly over microbatches and devices."""
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size % (shards * accumulate):
+        raise ValueError(
+            f"batch_size {batch_size} does not divide into {accumulate} microbatch(es) over "
+            f"data*fsdp={shards} devices; make it a multiple of {shards * accumulate}"
+        )
+
+
+def place(batch: Any, mesh: Mesh, *, leading_axes: int = 0) -> Any:
+    """Send a host batch to the devices, its examples split over the data and fsdp axes.
+
+    Args:
+      batch: pytree of arrays, the same on every host, examples along axis `leading_axes`.
+      mesh: the mesh.
+      leading_axes: number of axes before the examples (1 for batches stacked over steps).
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * leading_axes, BATCH_AXES))
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+
+    def place_leaf(leaf: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(place_leaf, batch)

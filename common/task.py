@@ -1,0 +1,54 @@
+"""What a project tells the core about one training task."""
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+from jax import Array
+
+from common.data import Data
+from common.evaluate import Evaluator
+from common.metrics import Metrics
+from common.rng import Rngs
+
+Params = Any
+"""Pytree of arrays: the trainable parameters."""
+Batch = Any
+"""Pytree of arrays with the examples along the first axis."""
+ShardingRules = Sequence[tuple[str, tuple[str | None, ...]]]
+"""`(pattern, axes)`: the mesh axis, or None, for each dimension of the parameters that match."""
+
+
+class Task(abc.ABC):
+    """One training task. Subclasses are frozen dataclasses, so that a task is its own config.
+
+    Only `init`, `loss` and `data` must be given.
+    """
+
+    @abc.abstractmethod
+    def init(self, key: Array) -> Params:
+        """Make the initial parameters from a typed key; traced once, for all devices."""
+
+    @abc.abstractmethod
+    def loss(self, params: Params, batch: Batch, rngs: Rngs) -> Metrics:
+        """Return the metrics of a batch, as sums over its examples.
+
+        The entry "loss" must be a `Mean`: its total is what is differentiated, its weight what the
+        gradient is divided by once all microbatches and devices have been summed.
+        """
+
+    @abc.abstractmethod
+    def data(self, *, batch_size: int, seed: int) -> Data:
+        """Make the training data, in global batches of `batch_size`."""
+
+    def evaluators(self) -> Sequence[Evaluator]:
+        """Return what is computed on the parameters at a cadence; nothing by default."""
+        return ()
+
+    def sharding_rules(self) -> ShardingRules:
+        """Say how parameters are laid out over the mesh; by default every device holds all."""
+        return ((".*", ()),)
+
+    def flops(self, batch_size: int) -> float | None:  # noqa: ARG002
+        """Return the floating-point operations of one training step, if they are known."""
+        return None

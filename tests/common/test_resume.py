@@ -1,0 +1,181 @@
+"""Exact resume, fallback, refusal, and stopping by a signal (design invariants 1, 4 and 5)."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from common import CheckpointConfig, MeshConfig, OptimConfig, Preempted, StepConfig, train
+from common.state import TrainState
+from tests.common.toy import Toy, experiment
+
+
+def lines(workdir: pathlib.Path) -> list[dict]:
+    """The logged metrics, without what depends on the clock."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in rows]
+    return [row for row in kept if len(row) > 1]
+
+
+def assert_same_state(a: TrainState, b: TrainState) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Send SIGTERM to this process when the data of a step are asked for."""
+    original = Toy.data
+
+    def data(self, **kwargs):
+        inner = original(self, **kwargs)
+        batch = inner.batch
+
+        def signalling(s):
+            if s == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return batch(s)
+
+        inner.batch = signalling
+        return inner
+
+    monkeypatch.setattr(Toy, "data", data)
+
+
+SETTINGS = {
+    "adam": {},
+    "ema, dropout, accumulation": {
+        "task": Toy(dropout=0.2),
+        "step": StepConfig(ema_decay=0.9, accumulate=2),
+    },
+    "muon on fsdp": {
+        "task": Toy(rules=((".*kernel", ("fsdp", None)), (".*", ())), eval_every=6),
+        "optim": OptimConfig(name="muon", learning_rate=1e-2, warmup_steps=2),
+        "mesh": MeshConfig(data=1, fsdp=8),
+    },
+    "two steps a call": {"step": StepConfig(per_call=2)},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+@pytest.mark.parametrize("stop", [5, 8])
+def test_a_stopped_run_resumes_bitwise(settings, stop, tmp_path, monkeypatch):
+    whole = train(experiment(**settings, workdir=str(tmp_path / "whole")))
+    with monkeypatch.context() as patch:
+        stop_at(patch, stop)
+        with pytest.raises(Preempted) as stopped:
+            train(experiment(**settings, workdir=str(tmp_path / "parts")))
+    assert stopped.value.code == 143
+    resumed = train(experiment(**settings, workdir=str(tmp_path / "parts")))
+    assert_same_state(whole.state, resumed.state)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+def test_a_complete_run_is_not_repeated(tmp_path):
+    config = experiment(workdir=str(tmp_path))
+    first = train(config)
+    log = lines(tmp_path)
+    again = train(config)
+    assert_same_state(first.state, again.state)
+    assert lines(tmp_path) == log
+    assert again.metrics["test/loss"] == first.metrics["test/loss"]
+
+
+def lose_arrays(checkpoint: pathlib.Path) -> None:
+    for data in list(checkpoint.rglob("d")):
+        shutil.rmtree(data)
+
+
+def truncate_files(checkpoint: pathlib.Path) -> None:
+    for path in [p for p in checkpoint.rglob("*") if p.is_file() and p.parent.name == "d"]:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+# Orbax leaves coroutines of its own behind when a load fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("tear", [lose_arrays, truncate_files])
+def test_a_torn_newest_checkpoint_is_passed_over(tear, tmp_path, caplog):
+    whole = train(experiment(workdir=str(tmp_path)))
+    saved = tmp_path / "checkpoints"
+    assert sorted(int(p.name) for p in saved.iterdir() if p.name.isdigit()) == [4, 8, 12]
+    tear(saved / "12")
+    resumed = train(experiment(workdir=str(tmp_path)))
+    assert "step 12 cannot be read, passed over" in caplog.text
+    assert_same_state(whole.state, resumed.state)
+    # The torn one has been replaced: the next start needs no fallback.
+    caplog.clear()
+    train(experiment(workdir=str(tmp_path)))
+    assert "passed over" not in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_no_run_starts_anew_over_unreadable_checkpoints(tmp_path):
+    train(experiment(workdir=str(tmp_path)))
+    lose_arrays(tmp_path / "checkpoints")
+    with pytest.raises(RuntimeError, match=r"none of the checkpoints .* can be read"):
+        train(experiment(workdir=str(tmp_path)))
+
+
+def test_another_config_is_refused_with_its_diff(tmp_path):
+    train(experiment(workdir=str(tmp_path)))
+    other = experiment(workdir=str(tmp_path), optim=OptimConfig(name="adam", learning_rate=2e-2))
+    with pytest.raises(ValueError, match=r"optim\.learning_rate: 0\.01 -> 0\.02"):
+        train(other)
+    with pytest.raises(ValueError, match=r"task\.width: 16 -> 8"):
+        train(experiment(Toy(width=8), workdir=str(tmp_path)))
+    accepted = CheckpointConfig(every=4, keep=3, accept_config_change=True)
+    train(experiment(workdir=str(tmp_path), optim=other.optim, checkpoint=accepted))
+
+
+@pytest.mark.parametrize("before", [MeshConfig(), MeshConfig(data=2, fsdp=4)])
+@pytest.mark.parametrize("after", [MeshConfig(data=4, tensor=2), MeshConfig(data=1, fsdp=8)])
+def test_a_checkpoint_opens_on_another_mesh(before, after, tmp_path, monkeypatch):
+    rules = ((".*kernel", ("fsdp", None)), (".*", ()))
+    with monkeypatch.context() as patch:
+        stop_at(patch, 8)
+        with pytest.raises(Preempted):
+            train(experiment(Toy(rules=rules), workdir=str(tmp_path), mesh=before))
+    resumed = train(experiment(Toy(rules=rules), workdir=str(tmp_path), mesh=after))
+    whole = train(experiment(Toy(rules=rules)))
+    for x, y in zip(jax.tree.leaves(whole.params), jax.tree.leaves(resumed.params), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6)
+    assert dict(resumed.params["in"]["kernel"].sharding.mesh.shape)["fsdp"] == after.fsdp
+
+
+KILLED = """
+import os, signal, sys
+from common import train
+from common.data import ArrayData
+from tests.common.toy import experiment
+
+original = ArrayData.batch
+def batch(self, step):
+    if step == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, step)
+ArrayData.batch = batch
+train(experiment(workdir=sys.argv[1]))
+"""
+
+
+def test_a_killed_run_loses_at_most_one_save_interval(tmp_path):
+    root = pathlib.Path(__file__).parents[2]
+    whole = train(experiment(workdir=str(tmp_path / "whole")))
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "parts"), "11"],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        check=False,
+        capture_output=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    resumed = train(experiment(workdir=str(tmp_path / "parts")))
+    assert_same_state(whole.state, resumed.state)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
