@@ -47,9 +47,10 @@ def orthogonalized(
     """Bring all singular values of each matrix near `0.2 sqrt(max(rows, columns))`, as Muon does.
 
     Five Newton-Schulz steps with the quintic of Jordan et al. (Muon, 2024), which trade accuracy
-    for slope at zero: the singular values end between about 0.7 and 1.2. The factor gives the
-    update the root mean square of a typical AdamW update, so that learning rate and weight decay
-    carry over (Liu et al., arXiv:2502.16982). `eps` is added to the norm that divides the matrix.
+    for slope at zero: singular values above 0.3 % of the Frobenius norm end between 0.68 and 1.21.
+    The factor then gives the update the root mean square of a typical AdamW update, so that
+    learning rate and weight decay carry over (Liu et al., arXiv:2502.16982). `eps` is added to the
+    norm by which the matrix is divided.
     """
     rows, columns = matrix.shape[-2:]
     x = matrix.mT if rows > columns else matrix
