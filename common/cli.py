@@ -6,6 +6,7 @@ its docstring as help: `python -m born_mlp.train configs/born_mlp/paper.py --hel
 
 import dataclasses
 import importlib.util
+import inspect
 import itertools
 import json
 import logging
@@ -71,21 +72,20 @@ def main(run: Callable[[Any], Any], argv: Sequence[str] | None = None) -> None:
             else:
                 run(config)
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
-        if not _is_own_check(error):
+        if not _is_own_check(error, run):
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 
-def _is_own_check(error: BaseException) -> bool:
-    """Whether the error was raised by a check of this project, whose message says all.
+def _is_own_check(error: BaseException, run: Callable[[Any], Any]) -> bool:
+    """Whether the error was raised by a check of the core or the project: its message says all.
 
     Anything else, such as a mistake in a user's task, keeps its traceback.
     """
-    root = pathlib.Path(__file__).parents[1]
-    frames = traceback.extract_tb(error.__traceback__)
-    last = pathlib.Path(frames[-1].filename)
-    return last.is_relative_to(root) and "site-packages" not in last.parts
+    raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    packages = [pathlib.Path(file).parent for file in (__file__, inspect.getfile(run))]
+    return any(raised_in.is_relative_to(package) for package in packages)
 
 
 def load_config(path: pathlib.Path) -> Any:

@@ -12,8 +12,8 @@ import jax
 from common import metrics
 from common.checkpoint import Checkpoints
 from common.config import to_dict
-from common.data import Data, prefetch
-from common.data.arrays import Arrays, stack_steps
+from common.data import Data, prefetch, stack_steps
+from common.data.arrays import Arrays
 from common.evaluate import Evaluator
 from common.experiment import Experiment
 from common.mesh import check_batch, make_mesh, place
@@ -182,7 +182,8 @@ def train(experiment: Experiment[Any], *, description: str = "") -> Result:
         stop = stack.enter_context(StopRequest())
         ledger = stack.enter_context(Ledger())
         with ledger("init"):
-            checkpoints, state = None, None
+            checkpoints: Checkpoints | None = None
+            state: Any = None
             if workdir is not None:
                 pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
                 checkpoints = stack.enter_context(Checkpoints(workdir, experiment.checkpoint))

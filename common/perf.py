@@ -224,7 +224,7 @@ def enable_compile_cache() -> None:
     They lie in the folder that the environment variable JAX_COMPILATION_CACHE_DIR names, or else in
     the user's cache folder. Programs that compile in under half a second are not kept.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(base, "jax-three-papers"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

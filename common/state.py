@@ -71,13 +71,11 @@ class StateMaker:
         state = jax.eval_shape(self._init)
         params = parameter_shardings(self.task.sharding_rules(), state.params, mesh)
         replicated = NamedSharding(mesh, PartitionSpec())
-        shardings = TrainState(
-            step=replicated,
+        shardings = dataclasses.replace(
+            jax.tree.map(lambda _: replicated, state),
             params=params,
             opt_state=like_parameters(state.opt_state, state.params, params, mesh),
             ema=params if self.keep_ema else None,
-            rng=replicated,
-            window=jax.tree.map(lambda _: replicated, state.window),
         )
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -6,7 +6,7 @@ depend on how many hosts or workers take part.
 
 import abc
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -40,39 +40,44 @@ def _checked_rows(arrays: Arrays) -> int:
     return next(iter(rows.values()))
 
 
+class EpochOrder:
+    """An endless order of row numbers: each epoch a fresh permutation, addressable anywhere."""
+
+    def __init__(self, count: int, *, seed: int | Sequence[int]) -> None:
+        self._count = count
+        self._seed = (seed,) if isinstance(seed, int) else tuple(seed)
+        # Two epochs at most meet in a batch, and batches are read in order.
+        self._permutation = functools.lru_cache(maxsize=2)(self._permute)
+
+    def _permute(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((*self._seed, epoch)).permutation(self._count)
+
+    def rows(self, start: int, count: int) -> np.ndarray:
+        """Return the row numbers at positions `start` to `start + count` of the order."""
+        pieces = []
+        while count > 0:
+            epoch, offset = divmod(start, self._count)
+            piece = self._permutation(epoch)[offset : offset + count]
+            pieces.append(piece)
+            start, count = start + len(piece), count - len(piece)
+        return np.concatenate(pieces)
+
+
 class ArrayData(Data):
     """Rows of in-memory arrays, shuffled anew in each epoch.
 
     Epochs follow each other without a gap: a batch may end one and begin the next, and each row is
-    seen once in each epoch. Given `members`, every member of an ensemble sees the rows in an order
-    of its own and batches have the shape `(batch_size, members, ...)`.
+    seen once in each epoch.
     """
 
-    def __init__(
-        self, arrays: Arrays, *, batch_size: int, seed: int, members: int | None = None
-    ) -> None:
+    def __init__(self, arrays: Arrays, *, batch_size: int, seed: int) -> None:
         self._arrays = {name: np.asarray(array) for name, array in arrays.items()}
-        self._rows = _checked_rows(self._arrays)
-        if batch_size > self._rows:
-            raise ValueError(f"batch_size {batch_size} exceeds the {self._rows} rows of the data")
+        self._order = EpochOrder(_checked_rows(self._arrays), seed=seed)
         self._batch_size = batch_size
-        self._members = members
-        # Two epochs at most meet in a batch; a call of several steps reads them in order.
-        self._order = functools.lru_cache(maxsize=2)(functools.partial(self._shuffle, seed))
-
-    def _shuffle(self, seed: int, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng((seed, epoch))
-        if self._members is None:
-            return rng.permutation(self._rows)
-        return np.stack([r.permutation(self._rows) for r in rng.spawn(self._members)], axis=1)
 
     def batch(self, step: int) -> Arrays:
         """Return `batch_size` rows of each array."""
-        start = step * self._batch_size
-        epoch, offset = divmod(start, self._rows)
-        rows = self._order(epoch)[offset : offset + self._batch_size]
-        if len(rows) < self._batch_size:
-            rows = np.concatenate([rows, self._order(epoch + 1)[: self._batch_size - len(rows)]])
+        rows = self._order.rows(step * self._batch_size, self._batch_size)
         return {name: array[rows] for name, array in self._arrays.items()}
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -12,7 +12,7 @@ Placed = TypeVar("Placed")
 
 def prefetch(
     items: Iterable[Item], place: Callable[[Item], Placed], *, depth: int = 2
-) -> contextlib.closing[Iterator[Placed]]:
+) -> contextlib.closing[Generator[Placed]]:
     """Yield `place(item)` for every item, `depth` of them made ahead of time by a thread.
 
     Errors of the thread are raised where the items are consumed. Use it as a context manager, so
@@ -26,7 +26,7 @@ def prefetch(
 
 def _prefetch(
     items: Iterable[Item], place: Callable[[Item], Placed], depth: int
-) -> Iterator[Placed]:
+) -> Generator[Placed]:
     done = object()
     ready: queue.Queue[object] = queue.Queue(maxsize=depth)
     closed = threading.Event()

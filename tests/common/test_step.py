@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common import Mean, MeshConfig, OptimConfig, StepConfig, train
-from common.data.arrays import stack_steps
+from common.data import stack_steps
 from common.loop import prepare
 from common.mesh import place
 from tests.common.toy import Toy, experiment

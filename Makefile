@@ -1,0 +1,39 @@
+# Two commands set everything up on a fresh machine with Python 3.11 or 3.12:
+#   make reproduce   the main experiment, with its table and figures
+#   make test        the tests
+PYTHON ?= python3
+VENV ?= .venv
+INSTALLED = $(VENV)/.installed
+
+.PHONY: reproduce quickstart test lint types parity slow gpu
+
+reproduce: $(INSTALLED)
+	$(VENV)/bin/python -m born_mlp.train configs/born_mlp/paper.py
+
+quickstart: $(INSTALLED)
+	$(VENV)/bin/python -m born_mlp.train configs/born_mlp/quickstart.py
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -n auto -m "not slow and not gpu and not parity"
+
+slow: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m slow
+
+gpu: $(INSTALLED)
+	JAX_PLATFORMS=cuda $(VENV)/bin/python -m pytest -m gpu
+
+parity: $(INSTALLED)
+	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[parity]"
+	$(VENV)/bin/python -m pytest -m parity
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(INSTALLED)
+	$(VENV)/bin/mypy
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[dev]"
+	touch $@
