@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import PyTree
 
 Activity = Literal["init", "compile", "data", "step", "eval", "save"]
@@ -218,13 +219,19 @@ class Profiler:
             self._tracing = False
 
 
-def enable_compile_cache() -> None:
+def enable_compile_cache(path: str | os.PathLike[str] | None = None) -> None:
     """Keep compiled programs on disk, so that the next process need not compile them again.
 
-    They lie in the folder that the environment variable JAX_COMPILATION_CACHE_DIR names, or else in
-    the user's cache folder. Programs that compile in under half a second are not kept.
+    Programs that compile in under half a second are not kept.
+
+    Args:
+      path: the folder; by default the one that JAX is configured with (JAX_COMPILATION_CACHE_DIR),
+        or else one in the user's cache folder.
     """
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(base, "jax-three-papers"))
+    if path is None and jax.config.values["jax_compilation_cache_dir"] is None:
+        path = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jax-three-papers"
+    if path is not None:
+        folder = os.fspath(pathlib.Path(path).expanduser())
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compilation_cache.reset_cache()  # else a folder that is in use already would stay so
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
