@@ -1,18 +1,19 @@
 """Closed forms and independent ODE solutions that the recursion is checked against."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float
 from scipy.integrate import solve_ivp
 from scipy.special import iv, jv, yv
 
-_TOLERANCE = {"rtol": 1e-13, "atol": 1e-15}
-
 
 def power_well(strength: float, exponent: float = 0.0) -> float:
     """Scattering length of `U(x) = strength * x^exponent` inside the range, by Bessel functions.
 
-    With `nu = 1/(exponent + 2)` and `zeta = 2 nu sqrt(strength)`, `u = sqrt(x) J_nu(zeta x^(1/2nu))`
-    and `a_0 = 1 - J_nu(zeta) / (sqrt(strength) J_(nu-1)(zeta))`; I instead of J for repulsion.
+    With `nu = 1/(exponent + 2)` and `zeta = 2 nu sqrt(strength)`,
+    `u = sqrt(x) J_nu(zeta x^(1/2nu))` and `a_0 = 1 - J_nu(zeta) / (sqrt(strength) J_(nu-1)(zeta))`;
+    I instead of J for repulsion.
     Exponent 0 is the square well, `1 - tan k / k`, or the barrier, `1 - tanh k / k`.
     """
     if strength == 0:
@@ -41,34 +42,44 @@ def delta_shell(strength: float, radius: float) -> float:
     return -strength * radius**2 / (1 - strength * radius)
 
 
-def ode_scattering_length(potential: Float[np.ndarray, "d"]) -> float:
-    """Scattering length of a step potential from `u'' = -U u` by DOP853, cell by cell."""
+def _integrate(
+    derivative: Callable[[float, np.ndarray, float], np.ndarray],
+    potential: Float[np.ndarray, "d"],
+    start: np.ndarray,
+) -> np.ndarray:
+    """Integrate `y' = derivative(x, y, U)` from 0 to 1, restarting at every jump of U."""
     d = len(potential)
-    state = np.array([0.0, 1.0])
+    y = start
     for i, strength in enumerate(potential):
-        state = solve_ivp(
-            lambda _, y, strength=strength: [y[1], -strength * y[0]],
+        y = solve_ivp(
+            derivative,
             (i / d, (i + 1) / d),
-            state,
+            y,
             method="DOP853",
-            **_TOLERANCE,
+            rtol=1e-13,
+            atol=1e-15,
+            args=(float(strength),),
         ).y[:, -1]
-    return float(1 - state[0] / state[1])
+    return y
+
+
+def ode_scattering_length(potential: Float[np.ndarray, "d"]) -> float:
+    """Scattering length of a step potential from `u'' = -U u` by DOP853."""
+
+    def derivative(_x: float, y: np.ndarray, strength: float) -> np.ndarray:
+        return np.array([y[1], -strength * y[0]])
+
+    u, slope = _integrate(derivative, potential, np.array([0.0, 1.0]))
+    return float(1 - u / slope)
 
 
 def riccati_scattering_length(potential: Float[np.ndarray, "d"]) -> float:
-    """Scattering length of a step potential from `a' = -U (x - a)^2` by DOP853, cell by cell.
+    """Scattering length of a step potential from `a' = -U (x - a)^2` by DOP853.
 
-    Only for potentials without a bound state, and none when cut off at any radius: `a` has no pole.
+    Only for potentials that bind no state, cut off at any radius: `a` must meet no pole.
     """
-    d = len(potential)
-    a = np.array([0.0])
-    for i, strength in enumerate(potential):
-        a = solve_ivp(
-            lambda x, a, strength=strength: -strength * (x - a) ** 2,
-            (i / d, (i + 1) / d),
-            a,
-            method="DOP853",
-            **_TOLERANCE,
-        ).y[:, -1]
-    return float(a[0])
+
+    def derivative(x: float, a: np.ndarray, strength: float) -> np.ndarray:
+        return -strength * (x - a) ** 2
+
+    return float(_integrate(derivative, potential, np.zeros(1))[0])

@@ -15,6 +15,7 @@ the pair `(w, p)` stays finite through its poles. A cell of width h and constant
 with `x` its left edge; C, S and D are entire functions of z, and the map is 1 at U = 0.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -83,7 +84,7 @@ class Solution(NamedTuple):
 
 
 def _cross_cell(
-    solution: Solution, strength: Array, x: Array, h: Array, functions: CellFunctions
+    solution: Solution, strength: Array, x: Array, h: Array | float, functions: CellFunctions
 ) -> Solution:
     w, p = solution
     c, s, d = functions
@@ -93,7 +94,8 @@ def _cross_cell(
     return Solution(w_next, (c - q * x) * p + q * w)
 
 
-def _edges(potential: Array, edges: Array | None) -> Array:
+def cell_edges(potential: Array, edges: Array | None) -> Array:
+    """The d + 1 cell edges of `(*batch, d)` potentials: as given, or those of equal cells."""
     cells = potential.shape[-1]
     if edges is None:
         return jnp.arange(cells + 1, dtype=potential.dtype) / cells
@@ -118,7 +120,7 @@ def solve(
       `(w, p)` at every right edge of a cell, each of shape `(d, *batch)`, up to a positive factor
       that differs from one radius to the next.
     """
-    grid = _edges(potential, edges)
+    grid = cell_edges(potential, edges)
 
     def cross(solution: Solution, cell: tuple[Array, Array, Array]) -> tuple[Solution, Solution]:
         strength, x, h = cell
@@ -224,8 +226,7 @@ def scattering_length_of(
     for k in range(1, levels):
         one_level_less = column[0]
         column = [
-            fine + (fine - coarse) / (4**k - 1)
-            for coarse, fine in zip(column[:-1], column[1:], strict=True)
+            fine + (fine - coarse) / (4**k - 1) for coarse, fine in itertools.pairwise(column)
         ]
     result = column[-1]
     if not isinstance(result, jax.core.Tracer):
@@ -279,7 +280,7 @@ def scattering_length_of_samples(
 
 
 def check_finite(potentials: np.ndarray) -> None:
-    """Raise a ValueError that names the first row and cell of `(n, d)` potentials that is not finite."""
+    """Raise a ValueError that names the first value of `(n, d)` potentials that is not finite."""
     bad = np.argwhere(~np.isfinite(potentials))
     if len(bad):
         row, cell = bad[0]
@@ -329,7 +330,7 @@ def labels(potentials: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n"]:
       ValueError: if the shape is not `(n, d)` or a value is not finite.
       RuntimeError: if JAX runs in single precision, which spoils the higher Born orders.
     """
-    if not jax.config.jax_enable_x64:
+    if jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
         raise RuntimeError(
             "labels need double precision, single precision spoils their higher Born orders: "
             "start with JAX_ENABLE_X64=1 or call inside `with jax.enable_x64(True):`"

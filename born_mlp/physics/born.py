@@ -1,0 +1,197 @@
+"""Born terms of step potentials and their tensors, of any order and exactly integrated.
+
+The Born series is the Taylor series of the scattering length in the coupling, `a_0(g U) =
+sum_n g^n a^(n)`, `a^(n) = -<x| U (G U)^(n-1) |x>` with `G(x, x') = min(x, x')`. For steps
+`a^(n) = T_n[U, ..., U]` with one symmetric tensor for each order and number of cells. With the
+customary signs, `a^(1) = -sum_i g_i U_i`, `a^(2) = -sum_ij B_ij U_i U_j`, so `B = -T_2`.
+"""
+
+import itertools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Float, Int
+
+from born_mlp.physics.scattering import cell_edges
+
+_MEMORY_LIMIT = 8 * 2**30  # bytes; refused before they are asked for
+
+
+def _powers(coefficients: list[float], z: Array) -> Array:
+    """The terms `c_k z^k`, stacked along a new leading axis."""
+    exponents = jnp.arange(len(coefficients)).reshape(-1, *[1] * z.ndim)
+    return jnp.asarray(coefficients, z.dtype).reshape(exponents.shape) * z**exponents
+
+
+def _cell_coefficients(order: int) -> tuple[list[float], list[float], list[float]]:
+    """Coefficients of `z^0 .. z^order` of C, z S and z D."""
+    c = [(-1) ** k / math.factorial(2 * k) for k in range(order + 1)]
+    s = [(-1) ** k / math.factorial(2 * k + 1) for k in range(order)]
+    d = [(-1) ** k * (2 * k + 2) / math.factorial(2 * k + 3) for k in range(order)]
+    return c, [0.0, *s], [0.0, *d]
+
+
+def born_terms(
+    potential: Float[Array, "*batch d"],
+    order: int,
+    *,
+    edges: Float[Array, "d+1"] | None = None,
+) -> Float[Array, "*batch order"]:
+    """Born terms `a^(1), ..., a^(order)`; their sum to n is the n-th Born approximation.
+
+    The recursion of `scattering` is run on power series in the coupling, cut off behind `order`.
+
+    Args:
+      potential: `U`, constant in each of d cells; any leading batch axes; positive attracts.
+      order: highest order, at least 1.
+      edges: the d + 1 cell edges from 0 to 1; equal cells when None.
+
+    Returns:
+      The terms in units of the range, along a new last axis.
+    """
+    if order < 1:
+        raise ValueError(f"the Born series starts at order 1, got order {order}")
+    grid = cell_edges(potential, edges)
+    c_series, zs_series, zd_series = _cell_coefficients(order)
+    lag = np.arange(order + 1)[:, None] - np.arange(order + 1)
+
+    def times(a: Array, b: Array) -> Array:
+        toeplitz = jnp.where(
+            jnp.asarray(lag >= 0).reshape(lag.shape + (1,) * (a.ndim - 1)),
+            a[np.maximum(lag, 0)],
+            0.0,
+        )
+        return jnp.einsum("kj...,j...->k...", toeplitz, b)
+
+    def cross(state: tuple[Array, Array], cell: tuple[Array, Array, Array]) -> tuple:
+        w, p = state
+        strength, x, h = cell
+        z = strength * h * h
+        c, q, zd = _powers(c_series, z), _powers(zs_series, z) / h, _powers(zd_series, z)
+        right = x + h
+        w_next = times(c + q * right, w) - times(h * zd + q * x * right, p)
+        return (w_next, times(c - q * x, p) + times(q, w)), None
+
+    cells = jnp.moveaxis(potential, -1, 0)
+    zero = jnp.zeros((order + 1, *cells.shape[1:]), cells.dtype)
+    (w, p), _ = lax.scan(cross, (zero, zero.at[0].set(1.0)), (cells, grid[:-1], jnp.diff(grid)))
+    terms: list[Array] = []
+    for n in range(1, order + 1):  # the quotient of the series w / p, with p_0 = 1
+        terms.append(w[n] - sum(p[k] * terms[n - k - 1] for k in range(1, n)))
+    return jnp.stack(terms, axis=-1)
+
+
+def packed_size(d: int, order: int) -> int:
+    """Number of unique entries of a symmetric tensor, `C(d + order - 1, order)`."""
+    return math.comb(d + order - 1, order)
+
+
+def multi_indices(d: int, order: int) -> Int[np.ndarray, "packed order"]:
+    """The index tuples `j <= k <= ...` of the packed entries, in lexicographic order."""
+    indices = np.zeros((1, 0), np.int64)
+    for _ in range(order):
+        first = indices[:, -1] if indices.shape[1] else np.zeros(len(indices), np.int64)
+        counts = d - first
+        ends = np.cumsum(counts)
+        last = np.arange(ends[-1]) - np.repeat(ends - counts, counts) + np.repeat(first, counts)
+        indices = np.column_stack([np.repeat(indices, counts, axis=0), last])
+    return indices
+
+
+def multiplicities(indices: Int[np.ndarray, "packed order"]) -> Int[np.ndarray, "packed"]:
+    """How many entries of the dense tensor each packed entry stands for."""
+    order = indices.shape[1]
+    permutations = np.full(len(indices), math.factorial(order))
+    run = np.ones(len(indices), np.int64)
+    for t in range(1, order):
+        run = np.where(indices[:, t] == indices[:, t - 1], run + 1, 1)
+        permutations //= run  # the product over a run of its lengths so far is its factorial
+    return permutations
+
+
+def _positions(d: int, indices: Int[np.ndarray, "n order"]) -> Int[np.ndarray, "n"]:
+    """Places of sorted index tuples in the packed order."""
+    order = indices.shape[1]
+    previous = np.zeros(len(indices), np.int64)
+    position = np.zeros(len(indices), np.int64)
+    for t in range(order):
+        # tails[v]: tuples of the remaining indices that start at v or later.
+        tails = np.array([math.comb(d - v + order - t - 1, order - t) for v in range(d)])
+        position += tails[previous] - tails[indices[:, t]]
+        previous = indices[:, t]
+    return position
+
+
+def born_tensor(d: int, order: int) -> Float[np.ndarray, "packed"]:
+    """Unique entries of the exact Born tensor `T_order` of d equal cells, in float64.
+
+    The map through a cell is 1 at `U = 0`, so the Taylor coefficient of `w(1)` and `p(1)` at a
+    monomial is the product of Taylor coefficients of the maps of its own cells, in order. The
+    tensors of the quotient `a_0 = w/p` follow from those of w and p as for power series, with the
+    product of two symmetric tensors in place of that of two coefficients.
+
+    Args:
+      d: number of cells.
+      order: order of the tensor, at least 1.
+
+    Returns:
+      Entries at `multi_indices(d, order)`; `dense` spreads them out.
+
+    Raises:
+      ValueError: if the computation would not fit in memory.
+    """
+    if order < 1:
+        raise ValueError(f"the Born series starts at order 1, got order {order}")
+    size = packed_size(d, order)
+    needed = size * (order + 12) * 8
+    if needed > _MEMORY_LIMIT:
+        raise ValueError(
+            f"the Born tensor of order {order} of {d} cells has {size} unique entries and takes "
+            f"{needed / 2**30:.3g} GiB to make, over {_MEMORY_LIMIT / 2**30:.0f}: lower the "
+            "order or the number of cells, or evaluate the terms with born_terms"
+        )
+    h = 1 / d
+    x = np.arange(d) * h
+    right = x + h
+    c, zs, zd = (np.array(s)[:, None] for s in _cell_coefficients(order))
+    z_power = h ** (2 * np.arange(order + 1))[:, None]
+    c, q, hzd = c * z_power, zs * z_power / h, zd * z_power * h
+    ww, wp, pp = c + q * right, -(hzd + q * x * right), c - q * x
+
+    p_tensors: list[np.ndarray] = [np.ones(1)]
+    tensors: list[np.ndarray] = [np.zeros(1)]
+    for n in range(1, order + 1):
+        indices = multi_indices(d, n)
+        w, p = np.zeros(len(indices)), np.ones(len(indices))
+        run = np.zeros(len(indices), np.int64)
+        for t in range(n):
+            cell = indices[:, t]
+            last = cell != indices[:, t + 1] if t + 1 < n else np.ones(len(cell), bool)
+            power = np.where(last, run + 1, 0)  # the coefficient of power 0 is the unit matrix
+            w, p = (
+                ww[power, cell] * w + wp[power, cell] * p,
+                q[power, 0] * w + pp[power, cell] * p,
+            )
+            run = np.where(last, 0, run + 1)
+        shares = multiplicities(indices)
+        p_tensors.append(p / shares)
+        tensor = w / shares
+        for k in range(1, n):
+            symmetric = np.zeros(len(indices))
+            for chosen in itertools.combinations(range(n), k):
+                rest = [t for t in range(n) if t not in chosen]
+                symmetric += (
+                    p_tensors[k][_positions(d, indices[:, list(chosen)])]
+                    * tensors[n - k][_positions(d, indices[:, rest])]
+                )
+            tensor = tensor - symmetric / math.comb(n, k)
+        tensors.append(tensor)
+    return tensors[order]
+
+
+def dense(packed: Float[np.ndarray, "packed"], d: int, order: int) -> np.ndarray:
+    """Spread packed entries over the symmetric tensor of shape `(d,) * order`."""
+    indices = np.indices((d,) * order).reshape(order, -1).T
+    return packed[_positions(d, np.sort(indices, axis=1))].reshape((d,) * order)
