@@ -60,7 +60,9 @@ def draw(axes: Axes, diagram: Diagram, depth: int | None = None, *, propagators:
         for head in _arrowheads(path, line.order):
             axes.add_patch(Polygon(head, closed=True, facecolor=color, lw=0, zorder=3))
         if propagators:
-            point, along = _point(path, _middle(path))
+            # Lines that meet in the first layer are further apart where they start.
+            where = 0.25 if line.kind == "P" else 0.5
+            point, along = _point(path, _length_to(path, where))
             x, y = point + 0.36 * line.side * np.array([-along[1], along[0]])
             axes.text(x, y, f"${line.label}$", ha="center", va="center", color=color)
     width, height = size(diagram.order, placed.columns)
@@ -194,9 +196,9 @@ def _point(path: Float[np.ndarray, "points 2"], length: float) -> tuple[np.ndarr
     return point, step / np.linalg.norm(step)
 
 
-def _middle(path: Float[np.ndarray, "points 2"]) -> float:
-    """Return the length along the path up to the middle of its first column."""
-    return float(np.interp(path[0, 0] + _COLUMN / 2, path[:, 0], _length(path)))
+def _length_to(path: Float[np.ndarray, "points 2"], columns: float) -> float:
+    """Return the length along the path up to a place `columns` to the right of its start."""
+    return float(np.interp(path[0, 0] + columns * _COLUMN, path[:, 0], _length(path)))
 
 
 def _arrowheads(path: Float[np.ndarray, "points 2"], number: int) -> list[np.ndarray]:
@@ -204,7 +206,7 @@ def _arrowheads(path: Float[np.ndarray, "points 2"], number: int) -> list[np.nda
     heads = []
     for i in range(number):
         offset = _ARROW * (0.85 * (i - (number - 1) / 2) + 0.5)
-        tip, along = _point(path, _middle(path) + offset)
+        tip, along = _point(path, _length_to(path, 0.5) + offset)
         across = np.array([-along[1], along[0]]) * _ARROW * 0.42
         tail = tip - _ARROW * along
         heads.append(np.stack([tip, tail + across, tail - across]))
