@@ -125,7 +125,6 @@ class WandbWriter:
         id_file = pathlib.Path(folder) / "wandb_id"
         with _explained(id_file):
             if not id_file.exists():
-                id_file.parent.mkdir(parents=True, exist_ok=True)
                 _replace(id_file, uuid.uuid4().hex.encode())
             run_id = id_file.read_text()
         self._run = wandb.init(
