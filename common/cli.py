@@ -119,7 +119,14 @@ def resolve(path: pathlib.Path, overrides: Sequence[str]) -> Any:
     kind: Any = type(config)
     if isinstance(config, Experiment):
         kind = Experiment[type(config.task)]  # type: ignore[misc]
-    config = tyro.cli(kind, default=config, args=list(overrides), prog=f"... {path}")
+    config = tyro.cli(
+        kind,
+        default=config,
+        args=list(overrides),
+        prog=f"... {path}",
+        # A field that may be one of several dataclasses stays what the config file made it.
+        config=(tyro.conf.AvoidSubcommands,),
+    )
     if config.workdir is None:
         config = dataclasses.replace(
             config, workdir=os.path.join("runs", path.parent.name, path.stem)

@@ -1,0 +1,120 @@
+"""Taylor terms read off an ensemble, and their comparison with exact ones."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from born_mlp import diagrams, taylor
+from born_mlp.mlp import MLP, Params
+from born_mlp.samples import exact_tensor
+
+if TYPE_CHECKING:
+    from born_mlp.fit import ResidualFit
+
+Term = Float[np.ndarray, "members ..."]
+"""One Taylor term for each member: `(members, d, ..., d)`, float64, symmetric."""
+
+
+def relative_error(found: np.ndarray, exact: np.ndarray) -> float:
+    """Return `|found - exact| / |exact|` in the L2 norm over all entries."""
+    return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+
+
+def taylor_terms(
+    mlp: MLP, params: Params, order: int, *, x_scale: float, y_scale: Float[np.ndarray, "members"]
+) -> tuple[Term, ...]:
+    """Return `D^m f(0) / m!`, m = 0..order, of `f(x) = y_scale * MLP(x / x_scale)`, by members.
+
+    Args:
+      mlp: the architecture.
+      params: float64 parameters with a leading axis of members.
+      order: highest order.
+      x_scale: input scale; order m carries `x_scale ** -m`.
+      y_scale: output scale of each member.
+
+    Returns:
+      Dense symmetric terms `(members, d, ..., d)`, float64.
+    """
+    origin = jnp.zeros((1, mlp.in_features), jnp.float64)
+
+    def dense(params: Params) -> list[Any]:
+        return [t[0] for t in taylor.derivatives(mlp, params, origin, order, packed=False)]
+
+    extract = jax.jit(dense)
+    by_member = [
+        extract(jax.tree.map(lambda leaf, i=i: leaf[i], params)) for i in range(len(y_scale))
+    ]
+    return tuple(
+        np.stack(
+            [
+                np.asarray(terms[m]) * (scale / x_scale**m / math.factorial(m))
+                for terms, scale in zip(by_member, y_scale, strict=True)
+            ]
+        )
+        for m in range(order + 1)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CoefficientErrors:
+    """Evaluator: relative errors of the Taylor terms against exact Born tensors, by member.
+
+    For orders up to the iteration's own, of the lower terms as this network corrects them; for the
+    next order, of what the network itself says.
+    """
+
+    task: "ResidualFit"
+    """The iteration."""
+    every: int
+    """Cadence in steps."""
+    name: str = "coefficients"
+    """Prefix of the numbers `order_m/member`."""
+
+    def __call__(self, params: Params, mesh: Mesh) -> Mapping[str, float]:  # noqa: ARG002
+        """Read the terms off the members and compare."""
+        task, residual = self.task, self.task.residual
+        terms = taylor_terms(
+            task.mlp,
+            jax.tree.map(lambda p: np.asarray(p, np.float64), params),
+            task.order + 1,
+            x_scale=residual.x_scale,
+            y_scale=residual.y_scale,
+        )
+        errors = {}
+        for m in range(1, task.order + 2):
+            known = terms[m] + (task.lower[m - 1] if task.lower and m < task.order else 0)
+            exact = exact_tensor(task.source.features, m)
+            errors |= {f"order_{m}/{i}": relative_error(t, exact) for i, t in enumerate(known)}
+        return errors
+
+
+@dataclasses.dataclass(frozen=True)
+class DiagramShares:
+    """Evaluator: how much each diagram of the first member has of the derivative at the origin.
+
+    The share of a diagram is the L2 norm of its tensor over the sum of these norms.
+    """
+
+    task: "ResidualFit"
+    """The iteration."""
+    every: int
+    """Cadence in steps."""
+    order: int
+    """Order of the derivative."""
+    name: str = "diagrams"
+    """Prefix of the numbers `order_m/diagram`."""
+
+    def __call__(self, params: Params, mesh: Mesh) -> Mapping[str, float]:  # noqa: ARG002
+        """Evaluate all diagrams of the order."""
+        first = jax.tree.map(lambda p: jnp.asarray(p[0], jnp.float64), params)
+        origin = jnp.zeros(self.task.source.features, jnp.float64)
+        values = diagrams.tensors(self.task.mlp, first, origin, order=self.order)
+        norms = np.linalg.norm(np.asarray(values).reshape(len(values), -1), axis=1)
+        return {f"order_{self.order}/{i}": float(n / norms.sum()) for i, n in enumerate(norms)}

@@ -1,0 +1,201 @@
+"""Figures of a study: what was learned, how well, where it ends, and how it came about."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from born_mlp.nnpt import Perturbation
+from born_mlp.samples import exact_tensor
+from born_mlp.study import Study, load_log
+
+ORDER_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
+
+
+def write(study: Study, found: Mapping[str, Perturbation], results: Mapping[str, Any]) -> list[str]:
+    """Draw all figures of a study as PNG and SVG; return the paths of the PNGs."""
+    folder = pathlib.Path(study.workdir or ".") / "figures"
+    figures: dict[str, Figure] = {"errors_by_iteration": errors_by_iteration(results)}
+    for name, perturbation in found.items():
+        cells = study.regimes[name].source.features
+        figures[f"coefficients_{name}"] = coefficients(perturbation, cells, name)
+        figures[f"strength_{name}"] = error_against_strength(results[name]["test"], name)
+        figures[f"training_{name}"] = training_curves(study, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.svg")
+        figure.savefig(folder / f"{name}.png", dpi=150)
+        paths.append(str(folder / f"{name}.png"))
+    return paths
+
+
+def _spread(axes: Axes, x: Any, members: np.ndarray, **style: Any) -> None:
+    """Draw the median of the members as a line and their range as a band."""
+    middle = np.median(members, axis=-1)
+    (line,) = axes.plot(x, middle, **style)
+    axes.fill_between(
+        x, members.min(-1), members.max(-1), color=line.get_color(), alpha=0.2, linewidth=0
+    )
+
+
+def coefficients(found: Perturbation, cells: int, name: str) -> Figure:
+    """Draw the learned Taylor terms beside the exact Born tensors.
+
+    First order as a vector over the cells; second order, and a slice of the third, as matrices,
+    with the difference on a scale of its own.
+    """
+    terms = found.terms()[:3]
+    figure = Figure(figsize=(11, 3.4 * len(terms)), layout="constrained")
+    figure.suptitle(f"Taylor coefficients of the scattering length at U = 0, {name}")
+    grid = figure.add_gridspec(len(terms), 3)
+    position = (np.arange(cells) + 0.5) / cells
+    for row, term in enumerate(terms):
+        order = row + 1
+        exact, mean = exact_tensor(cells, order), term.mean(0)
+        if order == 1:
+            axes = figure.add_subplot(grid[row, :2])
+            axes.plot(position, exact, color="black", label="exact first Born term")
+            axes.errorbar(
+                position, mean, yerr=term.std(0), fmt="o", ms=5, mfc="none", label="learned"
+            )
+            axes.set(xlabel="cell centre r / range", ylabel=r"$\partial a_0 / \partial U_i$")
+            axes.legend(frameon=False)
+            axes = figure.add_subplot(grid[row, 2])
+            axes.axhline(0, color="black", linewidth=0.8)
+            axes.errorbar(position, mean - exact, yerr=term.std(0), fmt="o", ms=4, mfc="none")
+            axes.set(xlabel="cell centre r / range", title="learned - exact")
+            axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+            continue
+        if order == 2:
+            what = r"$\frac{1}{2}\,\partial^2 a_0 / \partial U_i \partial U_j$"
+        else:
+            k = cells // 2
+            exact, mean = exact[..., k], mean[..., k]
+            what = (
+                r"$\frac{1}{6}\,\partial^3 a_0 / \partial U_i \partial U_j \partial U_k$"
+                rf", $k = {k + 1}$"
+            )
+        limit = np.abs(exact).max()
+        worst = np.abs(mean - exact).max()
+        panels = ((exact, limit, f"exact {what}"), (mean, limit, f"learned {what}"))
+        for column, (matrix, bound, title) in enumerate(
+            (*panels, (mean - exact, worst, "learned - exact"))
+        ):
+            axes = figure.add_subplot(grid[row, column])
+            image = axes.imshow(
+                matrix,
+                vmin=-bound,
+                vmax=bound,
+                cmap="RdBu",
+                extent=(0.5, cells + 0.5, cells + 0.5, 0.5),
+            )
+            axes.set(xlabel="cell j", ylabel="cell i", title=title)
+            figure.colorbar(image, ax=axes, shrink=0.9, format="%.1e")
+    return figure
+
+
+def errors_by_iteration(results: Mapping[str, Any]) -> Figure:
+    """Draw the error of each order after each iteration: the heart of the theory.
+
+    Filled marks are orders that have been learned, open marks orders beyond the iteration's own.
+    """
+    figure = Figure(figsize=(1.5 + 3.2 * len(results), 3.8), layout="constrained")
+    panels = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
+    for axes, (name, result) in zip(panels, results.items(), strict=True):
+        orders = sorted(
+            {int(m) for entry in result["coefficients"] for m in entry["known"] | entry["beyond"]}
+        )
+        for m in orders:
+            color = ORDER_COLORS[m - 1]
+            points = []
+            for entry in result["coefficients"]:
+                known = str(m) in entry["known"]
+                errors = entry["known" if known else "beyond"].get(str(m))
+                if errors is None:
+                    continue
+                values = np.array(errors["members"])
+                x = entry["iteration"] + 0.12 * (m - np.mean(orders))
+                axes.plot(
+                    np.full(len(values), x), values, "o", ms=4, color=color,
+                    mfc=color if known else "none", alpha=0.6,
+                )  # fmt: skip
+                points.append((x, np.median(values)))
+            axes.plot(*zip(*points, strict=True), color=color, label=f"order {m}")
+        axes.axhline(1, color="grey", linewidth=0.8, linestyle=":")
+        axes.set(
+            yscale="log",
+            title=name,
+            xlabel="after iteration",
+            xticks=[entry["iteration"] for entry in result["coefficients"]],
+        )
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].set_ylabel("relative error of the Taylor term")
+    panels[-1].legend(frameon=False)
+    return figure
+
+
+def error_against_strength(test: Mapping[str, Any], name: str) -> Figure:
+    """Draw the error of learned and exact Born approximations against the shallowness."""
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    strength = [group["lambda"] for group in test["strength"]]
+    for order in test["order"]:
+        color = ORDER_COLORS[int(order) - 1]
+        exact = [group["born_vs_a0"][order] for group in test["strength"]]
+        axes.plot(strength, exact, color=color, linestyle="--", label=f"exact Born {order}")
+        learned = np.array([group["proxy_vs_a0"][order] for group in test["strength"]])
+        _spread(axes, strength, learned, color=color, marker="o", label=f"learned Born {order}")
+    network = np.array([group["network_vs_a0"] for group in test["strength"]])
+    _spread(axes, strength, network, color="grey", marker="s", label="networks themselves")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel=r"shallowness $\lambda$ of $|U|$ (first pole at 1)",
+        ylabel="relative error of the scattering length",
+        title=name,
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def training_curves(study: Study, name: str) -> Figure:
+    """Draw training loss by member, and the errors of the Taylor terms, against the step."""
+    runs = [e for key, e in study.experiments().items() if key.startswith(f"{name}/")]
+    figure = Figure(figsize=(1 + 3.6 * len(runs), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    for axes, experiment in zip(panels, runs, strict=True):
+        assert experiment.workdir is not None
+        log = load_log(experiment.workdir)
+        members = experiment.task.members
+        keys = [f"train/member/{i}" for i in range(members)]
+        rows = [row for row in log if keys[0] in row]
+        _spread(
+            axes,
+            [row["step"] for row in rows],
+            np.sqrt([[row[k] for k in keys] for row in rows]),
+            color="grey",
+            label="training error",
+        )
+        for m in range(1, 4):
+            keys = [f"coefficients/order_{m}/{i}" for i in range(members)]
+            rows = [row for row in log if keys[0] in row]
+            if rows:
+                _spread(
+                    axes,
+                    [row["step"] for row in rows],
+                    np.array([[row[k] for k in keys] for row in rows]),
+                    color=ORDER_COLORS[m - 1],
+                    marker="o",
+                    ms=3,
+                    label=f"Taylor term {m}",
+                )
+        axes.set(yscale="log", xlabel="step", title=f"{name}: iteration {experiment.task.order}")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("relative error")
+    panels[-1].legend(frameon=False, fontsize="small")
+    return figure

@@ -1,0 +1,157 @@
+"""Numbers of a study as JSON and Markdown."""
+
+import datetime
+import json
+import os
+import pathlib
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def spread(values: Sequence[float]) -> str:
+    """Write the median and the range of the members' values."""
+    if len(values) == 1:
+        return f"{values[0]:.2g}"
+    return f"{np.median(values):.2g} [{min(values):.2g}, {max(values):.2g}]"
+
+
+def provenance() -> dict[str, Any]:
+    """Return machine, date, versions and command: what every table must say."""
+    device = jax.devices()[0]
+    name = device.device_kind
+    if device.platform == "cpu":
+        name = f"{_cpu_name()}, {os.cpu_count()} cores"
+    return {
+        "machine": name,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
+        "command": shlex.join(["python", *_module_or_script(), *sys.argv[1:]]),
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _module_or_script() -> list[str]:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return [sys.argv[0]] if spec is None else ["-m", spec.name]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def coefficient_table(results: Mapping[str, Any]) -> str:
+    """Tabulate the errors of the Taylor terms, by regime, iteration and order."""
+    rows = []
+    for name, result in results.items():
+        for entry in result["coefficients"]:
+            for order, errors in entry["known"].items():
+                plain = entry["uncorrected"][order]
+                rows.append(
+                    (
+                        name,
+                        str(entry["iteration"]),
+                        order,
+                        spread(errors["members"]),
+                        f"{errors['mean']:.2g}",
+                        spread(plain["members"]),
+                    )
+                )
+            for order, errors in entry["beyond"].items():
+                rows.append(
+                    (
+                        name,
+                        str(entry["iteration"]),
+                        f"{order} (beyond)",
+                        spread(errors["members"]),
+                        f"{errors['mean']:.2g}",
+                        "",
+                    )
+                )
+        if "polynomial" in result:
+            poly = result["polynomial"]
+            for order, error in poly["errors"].items():
+                rows.append(
+                    (name, f"polynomial of degree {poly['degree']}", order, f"{error:.2g}", "", "")
+                )
+    header = (
+        "regime",
+        "after iteration",
+        "order",
+        "members: median [range]",
+        "ensemble mean",
+        "without correction",
+    )
+    return table(header, rows)
+
+
+def proxy_table(results: Mapping[str, Any]) -> str:
+    """Tabulate the errors of the learned Born approximations over the test potentials."""
+    rows = []
+    for name, result in results.items():
+        for order, errors in result["test"]["order"].items():
+            rows.append(
+                (
+                    name,
+                    order,
+                    spread(errors["proxy_vs_born"]),
+                    spread(errors["uncorrected_proxy_vs_born"]),
+                    spread(errors["proxy_vs_a0"]),
+                    f"{errors['born_vs_a0']:.2g}",
+                )
+            )
+    header = (
+        "regime",
+        "order",
+        "proxy against exact Born",
+        "without correction",
+        "proxy against exact a0",
+        "exact Born against exact a0",
+    )
+    return table(header, rows)
+
+
+def write(
+    workdir: str,
+    title: str,
+    results: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    figures: Sequence[str],
+) -> str:
+    """Write `results.json` and `results.md` into the work folder; return the Markdown."""
+    origin = provenance()
+    folder = pathlib.Path(workdir)
+    document = {**origin, "regimes": results, **extra}
+    (folder / "results.json").write_text(json.dumps(document, indent=2))
+    parts = [
+        f"# {title}",
+        f"{origin['machine']}; {origin['date']}; {origin['versions']}; `{origin['command']}`",
+        "Errors are relative L2 errors against exact Born tensors, which never enter training.",
+        "## Taylor coefficients",
+        coefficient_table(results),
+        "## Learned Born approximations on test potentials",
+        proxy_table(results),
+    ]
+    if figures:
+        parts += [
+            "## Figures",
+            *[f"![{pathlib.Path(f).stem}]({os.path.relpath(f, folder)})" for f in figures],
+        ]
+    text = "\n\n".join(parts) + "\n"
+    (folder / "results.md").write_text(text)
+    return text
