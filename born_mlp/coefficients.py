@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from born_mlp import diagrams, taylor
+from born_mlp import taylor
+from born_mlp.diagrams.values import tensors
 from born_mlp.mlp import MLP, Params
 from born_mlp.samples import exact_tensor
 
@@ -115,6 +116,6 @@ class DiagramShares:
         """Evaluate all diagrams of the order."""
         first = jax.tree.map(lambda p: jnp.asarray(p[0], jnp.float64), params)
         origin = jnp.zeros(self.task.source.features, jnp.float64)
-        values = diagrams.tensors(self.task.mlp, first, origin, order=self.order)
+        values = tensors(self.task.mlp, first, origin, order=self.order)
         norms = np.linalg.norm(np.asarray(values).reshape(len(values), -1), axis=1)
         return {f"order_{self.order}/{i}": float(n / norms.sum()) for i, n in enumerate(norms)}
