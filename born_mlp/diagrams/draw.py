@@ -6,6 +6,7 @@ columns are the nonlinear layers; where a line crosses one it picks up a factor 
 """
 
 import math
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -19,20 +20,24 @@ from born_mlp.diagrams.tree import Diagram, enumerate_diagrams, topologies
 
 COLORS = {"P": "#0072B2", "Q": "#D55E00", "R": "#009E73"}
 """Colour of each kind of propagator: safe for colour-blind readers (Okabe and Ito)."""
+MAX_PANELS = 120
+"""Most diagrams that a gallery shows."""
 
 _COLUMN = 2.0
 """Width of a column; the unit of length is the distance of two legs."""
 _ARROW = 0.24
 """Length of an arrowhead."""
-_LEFT, _RIGHT, _TOP, _BOTTOM = 0.9, 0.6, 1.15, 0.6
-"""Margins around the lines, for the labels of the legs, the output and the layers."""
 _GAP, _CAPTION, _HEADING = 0.2, 0.45, 1.15
 """Inches between the panels of a gallery, below each, and above all."""
 _GREY = "0.45"
 
 
-def draw(axes: Axes, diagram: Diagram, depth: int | None = None, *, propagators: bool) -> None:
-    """Draw a diagram of `depth` layers; `propagators` writes the symbol of each line beside it.
+Detail = Literal["lines", "vertices", "all"]
+"""What is written: nothing, the symbols of the vertices, or those of the lines too."""
+
+
+def draw(axes: Axes, diagram: Diagram, depth: int | None = None, *, detail: Detail) -> None:
+    """Draw a diagram of `depth` layers, by default of as many as it needs.
 
     The data limits are set so that one unit is the distance of two legs; the axes should have the
     shape that `size` returns.
@@ -43,46 +48,55 @@ def draw(axes: Axes, diagram: Diagram, depth: int | None = None, *, propagators:
     for layer in layers:
         x = layer * _COLUMN
         axes.plot([x, x], [-half - 0.4, half + 0.45], color="0.75", lw=0.8, ls=":", zorder=1)
-    headings = {0: "$x$", placed.columns + 1: "$f$"} | {layer: f"{layer}" for layer in layers}
-    for column, heading in headings.items():
-        axes.text(column * _COLUMN, half + 0.8, heading, ha="center", va="center", color=_GREY)
-    for j, (_, row) in enumerate(placed.legs, start=1):
-        axes.text(-0.15, row, f"$j_{{{j}}}$", ha="right", va="center")
+    if detail != "lines":
+        headings = {0: "$x$", placed.columns + 1: "$f$"} | {layer: f"{layer}" for layer in layers}
+        for column, heading in headings.items():
+            x = column * _COLUMN
+            axes.text(x, half + 0.8, heading, ha="center", va="center", color=_GREY)
+        for j, (_, row) in enumerate(placed.legs, start=1):
+            axes.text(-0.15, row, f"$j_{{{j}}}$", ha="right", va="center")
     for vertex in placed.vertices:
         x, y = vertex.position[0] * _COLUMN, vertex.position[1]
-        axes.plot(x, y, "o", color="black", ms=5, zorder=4)
-        va = "bottom" if vertex.side > 0 else "top"
-        axes.text(x + 0.12, y + 0.12 * vertex.side, f"${vertex.label}$", ha="left", va=va)
+        axes.plot(x, y, "o", color="black", ms=3.5 if detail == "lines" else 5, zorder=4)
+        if detail != "lines":
+            va = "bottom" if vertex.side > 0 else "top"
+            axes.text(x + 0.12, y + 0.12 * vertex.side, f"${vertex.label}$", ha="left", va=va)
     for line in placed.lines:
         path = _path(line)
         color = COLORS[line.kind]
         axes.plot(*path.T, color=color, lw=1.3, solid_capstyle="round", zorder=2)
         for head in _arrowheads(path, line.order):
             axes.add_patch(Polygon(head, closed=True, facecolor=color, lw=0, zorder=3))
-        if propagators:
+        if detail == "all":
             # Lines that meet in the first layer are further apart where they start.
             where = 0.25 if line.kind == "P" else 0.5
             point, along = _point(path, _length_to(path, where))
             x, y = point + 0.36 * line.side * np.array([-along[1], along[0]])
             axes.text(x, y, f"${line.label}$", ha="center", va="center", color=color)
-    width, height = size(diagram.order, placed.columns)
-    axes.set_xlim(-_LEFT, width - _LEFT)
-    axes.set_ylim(-half - _BOTTOM, height - half - _BOTTOM)
+    left, right, top, bottom = _margins(detail)
+    axes.set_xlim(-left, (placed.columns + 1) * _COLUMN + right)
+    axes.set_ylim(-half - bottom, half + top)
     axes.set_axis_off()
 
 
-def size(order: int, columns: int) -> tuple[float, float]:
-    """Return the width and height that `draw` fills, in units of the distance of two legs."""
-    return _LEFT + (columns + 1) * _COLUMN + _RIGHT, _TOP + order - 1 + _BOTTOM
+def size(diagram: Diagram, depth: int | None = None, *, detail: Detail) -> tuple[float, float]:
+    """Return the width and height that `draw` fills, in distances of two legs."""
+    left, right, top, bottom = _margins(detail)
+    columns = layout(diagram, depth).columns + 1
+    return left + columns * _COLUMN + right, top + diagram.order - 1 + bottom
+
+
+def _margins(detail: Detail) -> tuple[float, float, float, float]:
+    """Return the space left, right, above and below the lines, for their labels."""
+    return (0.2, 0.2, 0.2, 0.2) if detail == "lines" else (0.9, 0.6, 1.15, 0.6)
 
 
 def figure(diagram: Diagram, depth: int | None = None, *, scale: float = 0.5) -> Figure:
     """Return a figure of one diagram with all its symbols, `scale` inches between two legs."""
-    columns = layout(diagram, depth).columns
-    width, height = size(diagram.order, columns)
-    result = Figure(figsize=(width * scale, height * scale + 0.25))
-    draw(_panel(result, 0, 0.25, width * scale, height * scale), diagram, columns, propagators=True)
-    _text(result, width * scale / 2, 0.13, _weights(diagram), size=10)
+    width, height = (scale * length for length in size(diagram, depth, detail="all"))
+    result = Figure(figsize=(width, height + 0.25))
+    draw(add_panel(result, 0, 0.25, width, height), diagram, depth, detail="all")
+    _text(result, width / 2, 0.13, _weights(diagram), size=10)
     return result
 
 
@@ -93,22 +107,28 @@ def gallery(order: int, depth: int | None = None, *, scale: float = 0.3) -> Figu
     diagrams as a polynomial in the depth K; the number of a panel is its place in
     `enumerate_diagrams` or `topologies`, from 1.
     """
-    shown = topologies(order) if depth is None else enumerate_diagrams(order, depth)
-    if not shown:
+    number = len(topologies(order)) if depth is None else counts.diagrams(order)(depth)
+    if number == 0:
         raise ValueError(f"without a nonlinear layer there is no diagram of order {order}")
-    columns = max(tree.height for tree in shown) if depth is None else depth
-    width, height = (scale * length for length in size(order, columns))
+    if number > MAX_PANELS:
+        raise ValueError(
+            f"{number} diagrams of order {order} do not fit on a page that can be read, at most "
+            f"{MAX_PANELS} do: take a lower order or depth, or draw single ones with `figure`"
+        )
+    shown = topologies(order) if depth is None else enumerate_diagrams(order, depth)
+    sizes = [size(diagram, depth, detail="vertices") for diagram in shown]
+    width, height = (scale * max(lengths) for lengths in zip(*sizes, strict=True))
     width, height = max(width, 2.4) + _GAP, height + _CAPTION
     down = math.ceil(len(shown) / _panels_across(len(shown), width / height))
     across = math.ceil(len(shown) / down)
     total = max(across * width, 6.6), down * height + _HEADING
     result = Figure(figsize=total)
     _heading(result, order, depth)
-    for i, diagram in enumerate(shown):
+    for i, (diagram, own) in enumerate(zip(shown, sizes, strict=True)):
         middle = total[0] / 2 + width * (i % across - (across - 1) / 2)
         bottom = total[1] - _HEADING - height * (i // across + 1) + _CAPTION
-        own = tuple(scale * n for n in size(order, layout(diagram, depth).columns))
-        draw(_panel(result, middle - own[0] / 2, bottom, *own), diagram, depth, propagators=False)
+        axes = add_panel(result, middle - scale * own[0] / 2, bottom, *(scale * n for n in own))
+        draw(axes, diagram, depth, detail="vertices")
         if depth is None:
             first = f"({i + 1})  layerings: ${counts.layerings(diagram).latex()}$"
         elif diagram.children:
@@ -147,8 +167,8 @@ def _weights(diagram: Diagram) -> str:
     return f"symmetry factor {diagram.symmetry_factor}, multiplicity {diagram.multiplicity}"
 
 
-def _panel(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Add axes given in inches."""
+def add_panel(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Add axes to a figure, their place and size in inches."""
     w, h = figure.get_size_inches()
     return figure.add_axes((left / w, bottom / h, width / w, height / h))
 

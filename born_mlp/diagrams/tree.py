@@ -45,6 +45,12 @@ class Diagram:
             raise ValueError("give a layer to every vertex, or to none")
         object.__setattr__(self, "children", tuple(sorted(self.children, reverse=True)))
 
+    def __str__(self) -> str:
+        """Compact notation: `2(1(..).)` has its root in layer 2, a dot is a leg."""
+        if not self.children:
+            return "."
+        return f"{self.layer or ''}({''.join(map(str, self.children))})"
+
     @functools.cached_property
     def order(self) -> int:
         """Number of legs m: the order of the derivative."""

@@ -1,0 +1,85 @@
+"""Make galleries of diagrams, and check the sum rule: `python -m born_mlp.diagrams --help`."""
+
+import pathlib
+import sys
+
+import jax
+import tyro
+
+from born_mlp.diagrams import draw, enumerate_diagrams, formula, tikz, topologies, values
+from born_mlp.mlp import MLP
+
+
+def gallery(
+    *, order: int, depth: int | None = None, out: pathlib.Path = pathlib.Path("runs/diagrams")
+) -> None:
+    """Draw all diagrams: a gallery and one figure each (SVG and PNG), formulas, LaTeX.
+
+    Args:
+        order: Order m of the derivative.
+        depth: Number K of nonlinear layers; without it, the topologies with open layers.
+        out: Folder to write to.
+    """
+    page = draw.gallery(order, depth)
+    diagrams = topologies(order) if depth is None else enumerate_diagrams(order, depth)
+    name = f"order{order}" + ("_topologies" if depth is None else f"_depth{depth}")
+    (out / name).mkdir(parents=True, exist_ok=True)
+    for suffix in ("svg", "png"):
+        page.savefig(out / f"{name}.{suffix}", dpi=160)
+    for i, diagram in enumerate(diagrams, start=1):
+        single = draw.figure(diagram, depth)
+        for suffix in ("svg", "png"):
+            single.savefig(out / name / f"{i:03}.{suffix}", dpi=160)
+    lines = [f"({i})  {formula.text(diagram)}\n" for i, diagram in enumerate(diagrams, start=1)]
+    (out / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
+    (out / f"{name}.tex").write_text(tikz.document(diagrams, depth), encoding="utf-8")
+    print("".join(lines), end="")
+    print(f"written: {out / name}.svg .png .txt .tex, and one figure each in {out / name}/")
+
+
+def check(
+    *,
+    order: int = 3,
+    in_features: int = 3,
+    hidden: tuple[int, ...] = (5, 4),
+    out_features: int | None = None,
+    activation: str = "gelu",
+    output_activation: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Add up the diagrams of a random MLP and compare with nested autodiff, in double precision.
+
+    Args:
+        order: Order m of the derivative.
+        in_features: Dimension of the input.
+        hidden: Widths of the hidden layers.
+        out_features: Dimension of the output; scalar without it.
+        activation: Name of the activation.
+        output_activation: Activation of the output layer; linear without it.
+        seed: Seed of the weights and of the point.
+    """
+    mlp = MLP(
+        in_features=in_features,
+        hidden=hidden,
+        out_features=out_features,
+        activation=activation,
+        output_activation=output_activation,
+    )
+    with jax.enable_x64(True):
+        weights, point = jax.random.split(jax.random.key(seed))
+        params = mlp.init(weights, dtype=jax.numpy.float64)
+        x = jax.random.normal(point, (in_features,))
+        diagrams = values.diagrams_of(mlp, order)
+        tensors = values.tensors(mlp, params, x, order=order)
+        error = values.check_sum_rule(mlp, params, x, order=order)
+    for diagram, tensor in zip(diagrams, tensors, strict=True):
+        norm = jax.numpy.linalg.norm(tensor.ravel())
+        print(f"{diagram!s:24} multiplicity {diagram.multiplicity:4}   norm {norm:.3e}")
+    print(f"{len(diagrams)} diagrams add up to the derivative of order {order}: error {error:.1e}")
+
+
+if __name__ == "__main__":
+    try:
+        tyro.extras.subcommand_cli_from_dict({"gallery": gallery, "check": check})
+    except ValueError as error:
+        sys.exit(f"error: {error}")
