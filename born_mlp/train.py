@@ -1,13 +1,6 @@
 """Train one network ensemble, or run a whole study: `python -m born_mlp.train CONFIG.py`."""
 
-import os
 from typing import Any
-
-# Members of an ensemble are spread over one simulated device for each core. This must be set before
-# JAX starts, and has no effect on other platforms.
-os.environ["XLA_FLAGS"] = os.environ.get(
-    "XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count()}"
-)
 
 import jax
 

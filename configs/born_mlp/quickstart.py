@@ -5,7 +5,6 @@ from born_mlp.physics.samplers import SignedRays
 from born_mlp.samples import ScatteringSamples
 from born_mlp.study import Regime, Study
 from common import CheckpointConfig, Experiment, LogConfig, OptimConfig, StepConfig
-from common.mesh import MeshConfig
 
 
 def iteration(order: int, **changes: object) -> Experiment[ResidualFit]:
@@ -25,7 +24,6 @@ def iteration(order: int, **changes: object) -> Experiment[ResidualFit]:
             name="muon", learning_rate=0.01, momentum=0.95, nesterov=True, warmup_steps=400
         ),
         step=StepConfig(per_call=100),
-        mesh=MeshConfig(data=1, tensor=1),
         checkpoint=CheckpointConfig(every=2000),
         log=LogConfig(every=500, tensorboard=False),
     )
