@@ -53,6 +53,7 @@ def born_terms(
     """
     if order < 1:
         raise ValueError(f"the Born series starts at order 1, got order {order}")
+    potential = jnp.asarray(potential, jnp.result_type(potential, float))
     grid = cell_edges(potential, edges)
     c_series, zs_series, zd_series = _cell_coefficients(order)
     lag = np.arange(order + 1)[:, None] - np.arange(order + 1)
@@ -77,10 +78,10 @@ def born_terms(
     cells = jnp.moveaxis(potential, -1, 0)
     zero = jnp.zeros((order + 1, *cells.shape[1:]), cells.dtype)
     (w, p), _ = lax.scan(cross, (zero, zero.at[0].set(1.0)), (cells, grid[:-1], jnp.diff(grid)))
-    terms: list[Array] = []
+    terms = jnp.zeros_like(w)
     for n in range(1, order + 1):  # the quotient of the series w / p, with p_0 = 1
-        terms.append(w[n] - sum(p[k] * terms[n - k - 1] for k in range(1, n)))
-    return jnp.stack(terms, axis=-1)
+        terms = terms.at[n].set(w[n] - jnp.sum(p[1:n] * terms[n - 1 : 0 : -1], axis=0))
+    return jnp.moveaxis(terms[1:], 0, -1)
 
 
 def packed_size(d: int, order: int) -> int:

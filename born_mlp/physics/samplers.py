@@ -144,7 +144,7 @@ class Excitation:
     """
 
     singular_values: Float[np.ndarray, "directions"]
-    """One for each direction, padded with zeros to the dimension of the space."""
+    """One for each direction."""
     directions: Float[np.ndarray, "directions directions"]
     """Unit vectors in rows; in packed symmetric space (off-diagonal times sqrt 2) at degree 2."""
 

@@ -57,18 +57,20 @@ def _series(z: Array) -> CellFunctions:
 
 
 def cell_functions(z: Array) -> CellFunctions:
-    """C, S and D at real `z` of any sign and size, divided by `cosh sqrt(-z)` where `z < -1`.
+    """C, S and D at real `z` of any sign and size, divided by `exp sqrt(-z)` where `z < -1`.
 
     A scattering length depends on their ratios alone, and the common factor keeps strong repulsion
-    from overflowing. All derivatives of those ratios are right, at `z = 0` included.
+    from overflowing. It is a constant for differentiation; derivatives of all orders are right, at
+    `z = 0` included.
     """
     small = jnp.abs(z) <= _SERIES_RADIUS
     series = _series(jnp.where(small, z, 0.0))
     # Each branch sees harmless arguments where the other one is taken: no NaN in the gradients.
-    k_attractive = jnp.sqrt(jnp.where(z > _SERIES_RADIUS, z, 1.0))
-    k_repulsive = jnp.sqrt(jnp.where(z < -_SERIES_RADIUS, -z, 1.0))
-    c = jnp.where(z > 0, jnp.cos(k_attractive), 1.0)
-    s = jnp.where(z > 0, jnp.sin(k_attractive) / k_attractive, jnp.tanh(k_repulsive) / k_repulsive)
+    k = jnp.sqrt(jnp.where(small, 1.0, jnp.abs(z)))
+    factor = lax.stop_gradient(k)
+    rising, falling = jnp.exp(k - factor), jnp.exp(-k - factor)
+    c = jnp.where(z > 0, jnp.cos(k), (rising + falling) / 2)
+    s = jnp.where(z > 0, jnp.sin(k), (rising - falling) / 2) / k
     d = (s - c) / jnp.where(small, 1.0, z)
     closed = CellFunctions(c, s, d)
     return CellFunctions(*(jnp.where(small, a, b) for a, b in zip(series, closed, strict=True)))
@@ -118,14 +120,15 @@ def solve(
 
     Returns:
       `(w, p)` at every right edge of a cell, each of shape `(d, *batch)`, up to a positive factor
-      that differs from one radius to the next.
+      that differs from one radius to the next and counts as a constant in derivatives.
     """
+    potential = jnp.asarray(potential, jnp.result_type(potential, float))
     grid = cell_edges(potential, edges)
 
     def cross(solution: Solution, cell: tuple[Array, Array, Array]) -> tuple[Solution, Solution]:
         strength, x, h = cell
         w, p = _cross_cell(solution, strength, x, h, cell_functions(strength * h * h))
-        # The factor is a constant of the differentiation too: only w/p and signs are ever used.
+        # Like the factor of the cells a constant for differentiation: it drops out of w/p.
         scale = 1 / lax.stop_gradient(jnp.maximum(jnp.abs(w), jnp.abs(p)))
         solution = Solution(w * scale, p * scale)
         return solution, solution
@@ -140,7 +143,9 @@ def scattering_length(
 ) -> Float[Array, "*batch"]:
     """S-wave scattering length at zero energy of step potentials, exact up to rounding.
 
-    Differentiable to any order: the Taylor tensors at `U = 0` are the Born terms.
+    Rounding errors are a few units in the last place, times `sqrt(-U)` behind strong repulsion and
+    the condition number near a pole. Differentiable to any order: the Taylor tensors at `U = 0` are
+    the Born tensors.
 
     Args:
       potential: `U`, constant in each of d cells; any leading batch axes; positive attracts.
@@ -166,7 +171,8 @@ def wave_function(
     def advance(u: Array, p: Array, strength: Array, h: Array) -> tuple[Array, Array]:
         z = strength * h * h
         c, s, _ = cell_functions(z)
-        scale = jnp.where(z < -_SERIES_RADIUS, jnp.cosh(jnp.sqrt(jnp.maximum(-z, 0.0))), 1.0)
+        # The factor that cell_functions leaves out, there a constant for differentiation.
+        scale = lax.stop_gradient(jnp.exp(jnp.sqrt(jnp.where(z < -_SERIES_RADIUS, -z, 0.0))))
         return scale * (c * u + h * s * p), scale * (c * p - strength * h * s * u)
 
     def cross(state: tuple[Array, Array], strength: Array) -> tuple[tuple[Array, Array], Array]:
@@ -281,6 +287,8 @@ def scattering_length_of_samples(
 
 def check_finite(potentials: np.ndarray) -> None:
     """Raise a ValueError that names the first value of `(n, d)` potentials that is not finite."""
+    if potentials.ndim != 2:
+        raise ValueError(f"potentials must have shape (n, d), got {potentials.shape}")
     bad = np.argwhere(~np.isfinite(potentials))
     if len(bad):
         row, cell = bad[0]
@@ -336,8 +344,6 @@ def labels(potentials: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n"]:
             "start with JAX_ENABLE_X64=1 or call inside `with jax.enable_x64(True):`"
         )
     potentials = np.asarray(potentials, np.float64)
-    if potentials.ndim != 2:
-        raise ValueError(f"potentials must have shape (n, d), got {potentials.shape}")
     check_finite(potentials)
     n, d = potentials.shape
     narrow = np.abs(potentials).max(initial=0.0) <= min(_SERIES_RADIUS * d**2, _FAST_STRENGTH)

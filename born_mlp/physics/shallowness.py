@@ -8,22 +8,31 @@ weight on the right, so all of them are real and `1/g` runs through the eigenval
 modulus is inside the unit circle; for a repulsive potential that one is negative.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from born_mlp.physics.scattering import solve
+from born_mlp.physics.scattering import check_finite, solve
 
-_MAX_ITERATIONS = 400
+_MAX_ITERATIONS = 400  # a dozen is usual; more only for weak attraction in strong repulsion
+
+
+def bargmann_bound(potential: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
+    """The integral of `x max(U, 0)`, an upper bound of lambda and of the number of bound states."""
+    d = potential.shape[-1]
+    return jnp.maximum(potential, 0) @ (jnp.arange(d) + 0.5).astype(potential.dtype) / d**2
 
 
 @jax.jit
 def shallowness(potential: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
     """Largest eigenvalue lambda of `G^(1/2) U G^(1/2)`: `1/lambda` is the first attractive pole.
 
-    Ostrowski's square-root iteration, `g += |f| / sqrt(f'^2 - f f'')`, finds the smallest positive
+    Ostrowski's square-root iteration, `g += f / sqrt(f'^2 - f f'')`, finds the smallest positive
     zero of `f(g) = u'(1; g U)`: on functions with real zeros only it never steps over one, and it
     converges with third order. Exact up to rounding; not differentiable.
 
@@ -31,34 +40,37 @@ def shallowness(potential: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
       potential: `U`, constant in each of d equal cells; any leading batch axes.
 
     Returns:
-      lambda, below 1 before the first bound state; 0 where no cell attracts.
+      lambda, below 1 before the first bound state; 0 where no cell attracts. Where the iteration
+      is cut off, with attraction below some 1e-6 of the repulsion, an upper bound.
     """
 
     def slope(g: Array) -> Array:
         return solve(g[..., None] * potential).p[-1]
 
-    def derivative(f, g: Array):  # type: ignore[no-untyped-def]
+    def with_derivative(f: Callable[[Array], Any], g: Array) -> tuple[Any, Any]:
         return jax.jvp(f, (g,), (jnp.ones_like(g),))
 
     tolerance = 8 * jnp.finfo(potential.dtype).eps
 
     def advance(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         g, searching, iteration = state
-        (f, f1), (_, f2) = derivative(lambda g: derivative(slope, g), g)
-        step = jnp.abs(f) / jnp.sqrt(f1**2 - f * f2)
+        (f, f1), (_, f2) = with_derivative(lambda g: with_derivative(slope, g), g)
+        # f starts at 1; a sign change means that rounding carried g over the zero just found.
+        step = jnp.maximum(f, 0) / jnp.sqrt(f1**2 - f * f2)
         return (
             jnp.where(searching, g + step, g),
             searching & (step > tolerance * g),
             iteration + 1,
         )
 
-    attracts = jnp.max(potential, axis=-1) > 0
+    attracts = ~(jnp.max(potential, axis=-1) <= 0)  # NaN must stay NaN
     g, _, _ = lax.while_loop(
         lambda state: jnp.any(state[1]) & (state[2] < _MAX_ITERATIONS),
         advance,
         (jnp.zeros(attracts.shape, potential.dtype), attracts, jnp.zeros((), int)),
     )
-    return jnp.where(attracts, 1 / jnp.where(attracts, g, 1.0), 0.0)
+    bound = bargmann_bound(potential)
+    return jnp.where(attracts, jnp.minimum(1 / jnp.where(attracts, g, 1.0), bound), 0.0)
 
 
 def convergence_radius(potential: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
@@ -68,12 +80,6 @@ def convergence_radius(potential: Float[Array, "*batch d"]) -> Float[Array, "*ba
     order.
     """
     return 1 / jnp.maximum(shallowness(potential), shallowness(-potential))
-
-
-def bargmann_bound(potential: Float[np.ndarray, "*batch d"]) -> Float[np.ndarray, "*batch"]:
-    """The integral of `x max(U, 0)`, an upper bound of lambda and of the number of bound states."""
-    d = potential.shape[-1]
-    return np.maximum(potential, 0) @ (np.arange(d) + 0.5) / d**2
 
 
 @jax.jit
@@ -108,7 +114,8 @@ def require_shallow(potentials: Float[np.ndarray, "n d"], *, limit: float = 1.0)
       ValueError: naming the first offender, its lambda and what to do.
     """
     potentials = np.asarray(potentials)
-    candidates = np.flatnonzero(bargmann_bound(potentials) >= limit)
+    check_finite(potentials)
+    candidates = np.flatnonzero(np.asarray(bargmann_bound(jnp.asarray(potentials))) >= limit)
     values = np.asarray(shallowness(potentials[candidates]))
     offenders = np.flatnonzero(~(values < limit))
     if len(offenders):
