@@ -88,7 +88,7 @@ class CoefficientErrors:
             x_scale=residual.x_scale,
             y_scale=residual.y_scale,
         )
-        errors = {}
+        errors: dict[str, float] = {}
         for m in range(1, task.order + 2):
             known = terms[m] + (task.lower[m - 1] if task.lower and m < task.order else 0)
             exact = exact_tensor(task.source.features, m)

@@ -23,13 +23,24 @@ from born_mlp import activations
 from born_mlp.coefficients import CoefficientErrors, DiagramShares
 from born_mlp.mlp import MLP, Params
 from born_mlp.samples import Samples, SampleSource, ScatteringSamples, contract
-from common import Data, Evaluator, Mean, Task
+from common import Data, Evaluator, Mean, OptimConfig, ParamGroup, Task
 from common.data import EpochOrder
 from common.metrics import Metrics
 from common.rng import Rngs
 
 LossName = Literal["mse", "relative", "mape"]
 Dtype = Literal["float32", "float64"]
+
+MUON = OptimConfig(
+    name="muon",
+    learning_rate=0.01,
+    momentum=0.95,
+    nesterov=True,
+    warmup_steps=500,
+    # The biases of an ensemble are stacked to a matrix, which is not to be orthogonalised.
+    groups=(ParamGroup(pattern=".*bias", optimizer="adamw"), ParamGroup(pattern=".*")),
+)
+"""Optimizer of the experiments: it needs a tenth of Adam's steps for the same coefficients."""
 
 
 @dataclasses.dataclass(frozen=True)

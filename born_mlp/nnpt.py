@@ -21,10 +21,10 @@ import numpy as np
 from jaxtyping import Float
 
 from born_mlp.coefficients import Term, taylor_terms
-from born_mlp.fit import ResidualFit
+from born_mlp.fit import MUON, ResidualFit
 from born_mlp.mlp import MLP, Params
 from born_mlp.samples import GivenSamples, Samples, contract
-from common import Experiment, LogConfig, OptimConfig, StepConfig, train
+from common import CheckpointConfig, Experiment, LogConfig, StepConfig, train
 
 logger = logging.getLogger(__name__)
 
@@ -200,10 +200,10 @@ def perturb(
         ),
         steps=steps,
         seed=seed,
-        optim=OptimConfig(name="muon", learning_rate=0.01, momentum=0.95, nesterov=True),
+        optim=dataclasses.replace(MUON, warmup_steps=steps // 20),
         step=StepConfig(per_call=math.gcd(steps, 100)),
         log=LogConfig(every=math.gcd(steps, 1000), tensorboard=False),
-        checkpoint=dataclasses.replace(Experiment.checkpoint, every=math.gcd(steps, 1000)),
+        checkpoint=CheckpointConfig(every=math.gcd(steps, 1000)),
     )
     experiments = [
         dataclasses.replace(
