@@ -12,6 +12,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.scipy.linalg import solve_triangular
 from jaxtyping import Float, Int
 
 from born_mlp.physics.scattering import cell_edges
@@ -20,9 +21,15 @@ _MEMORY_LIMIT = 8 * 2**30  # bytes; refused before they are asked for
 
 
 def _powers(coefficients: list[float], z: Array) -> Array:
-    """The terms `c_k z^k`, stacked along a new leading axis."""
-    exponents = jnp.arange(len(coefficients)).reshape(-1, *[1] * z.ndim)
-    return jnp.asarray(coefficients, z.dtype).reshape(exponents.shape) * z**exponents
+    """The terms `c_k z^k`, along a new last axis."""
+    return jnp.asarray(coefficients, z.dtype) * z[..., None] ** jnp.arange(len(coefficients))
+
+
+def _toeplitz(series: Array) -> Array:
+    """The lower triangular matrix that multiplies a cut-off power series by `series`."""
+    terms = series.shape[-1]
+    lag = np.arange(terms)[:, None] - np.arange(terms)
+    return jnp.where(lag >= 0, series[..., np.maximum(lag, 0)], 0.0)
 
 
 def _cell_coefficients(order: int) -> tuple[list[float], list[float], list[float]]:
@@ -56,15 +63,9 @@ def born_terms(
     potential = jnp.asarray(potential, jnp.result_type(potential, float))
     grid = cell_edges(potential, edges)
     c_series, zs_series, zd_series = _cell_coefficients(order)
-    lag = np.arange(order + 1)[:, None] - np.arange(order + 1)
 
     def times(a: Array, b: Array) -> Array:
-        toeplitz = jnp.where(
-            jnp.asarray(lag >= 0).reshape(lag.shape + (1,) * (a.ndim - 1)),
-            a[np.maximum(lag, 0)],
-            0.0,
-        )
-        return jnp.einsum("kj...,j...->k...", toeplitz, b)
+        return jnp.einsum("...kj,...j->...k", _toeplitz(a), b)
 
     def cross(state: tuple[Array, Array], cell: tuple[Array, Array, Array]) -> tuple:
         w, p = state
@@ -76,12 +77,11 @@ def born_terms(
         return (w_next, times(c - q * x, p) + times(q, w)), None
 
     cells = jnp.moveaxis(potential, -1, 0)
-    zero = jnp.zeros((order + 1, *cells.shape[1:]), cells.dtype)
-    (w, p), _ = lax.scan(cross, (zero, zero.at[0].set(1.0)), (cells, grid[:-1], jnp.diff(grid)))
-    terms = jnp.zeros_like(w)
-    for n in range(1, order + 1):  # the quotient of the series w / p, with p_0 = 1
-        terms = terms.at[n].set(w[n] - jnp.sum(p[1:n] * terms[n - 1 : 0 : -1], axis=0))
-    return jnp.moveaxis(terms[1:], 0, -1)
+    zero = jnp.zeros((*cells.shape[1:], order + 1), cells.dtype)
+    start = (zero, zero.at[..., 0].set(1.0))
+    (w, p), _ = lax.scan(cross, start, (cells, grid[:-1], jnp.diff(grid)))
+    quotient = solve_triangular(_toeplitz(p), w[..., None], lower=True, unit_diagonal=True)
+    return quotient[..., 1:, 0]
 
 
 def packed_size(d: int, order: int) -> int:

@@ -351,6 +351,8 @@ def labels(potentials: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n"]:
     result = np.empty(n)
     for start in range(0, n, _CHUNK):
         chunk = potentials[start : start + _CHUNK]
-        padded = np.pad(chunk, ((0, _CHUNK - len(chunk)), (0, 0)))  # one shape, one compilation
-        result[start : start + _CHUNK] = np.asarray(chunk_labels(padded))[: len(chunk)]
+        rows = len(chunk)
+        if rows < _CHUNK:  # one shape, one compilation
+            chunk = np.pad(chunk, ((0, _CHUNK - rows), (0, 0)))
+        result[start : start + rows] = np.asarray(chunk_labels(chunk))[:rows]
     return result

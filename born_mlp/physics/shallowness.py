@@ -25,7 +25,7 @@ _MAX_ITERATIONS = 400  # a dozen is usual; more only for weak attraction in stro
 def bargmann_bound(potential: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
     """The integral of `x max(U, 0)`, an upper bound of lambda and of the number of bound states."""
     d = potential.shape[-1]
-    return jnp.maximum(potential, 0) @ (jnp.arange(d) + 0.5).astype(potential.dtype) / d**2
+    return jnp.maximum(potential, 0) @ ((jnp.arange(d, dtype=potential.dtype) + 0.5) / d**2)
 
 
 @jax.jit
@@ -43,14 +43,17 @@ def shallowness(potential: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
       lambda, below 1 before the first bound state; 0 where no cell attracts. Where the iteration
       is cut off, with attraction below some 1e-6 of the repulsion, an upper bound.
     """
+    size = jnp.max(jnp.abs(potential), axis=-1)
+    size = jnp.where(size > 0, size, 1.0)
+    shape = potential / size[..., None]  # squares of couplings must not underflow
 
     def slope(g: Array) -> Array:
-        return solve(g[..., None] * potential).p[-1]
+        return solve(g[..., None] * shape).p[-1]
 
     def with_derivative(f: Callable[[Array], Any], g: Array) -> tuple[Any, Any]:
         return jax.jvp(f, (g,), (jnp.ones_like(g),))
 
-    tolerance = 8 * jnp.finfo(potential.dtype).eps
+    tolerance = 8 * jnp.finfo(shape.dtype).eps
 
     def advance(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         g, searching, iteration = state
@@ -63,14 +66,14 @@ def shallowness(potential: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
             iteration + 1,
         )
 
-    attracts = ~(jnp.max(potential, axis=-1) <= 0)  # NaN must stay NaN
+    attracts = ~(jnp.max(shape, axis=-1) <= 0)  # NaN must stay NaN
     g, _, _ = lax.while_loop(
         lambda state: jnp.any(state[1]) & (state[2] < _MAX_ITERATIONS),
         advance,
-        (jnp.zeros(attracts.shape, potential.dtype), attracts, jnp.zeros((), int)),
+        (jnp.zeros(attracts.shape, shape.dtype), attracts, jnp.zeros((), int)),
     )
     bound = bargmann_bound(potential)
-    return jnp.where(attracts, jnp.minimum(1 / jnp.where(attracts, g, 1.0), bound), 0.0)
+    return jnp.where(attracts, jnp.minimum(size / jnp.where(attracts, g, 1.0), bound), 0.0)
 
 
 def convergence_radius(potential: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
