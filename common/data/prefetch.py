@@ -6,6 +6,9 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
+import jax
+import numpy as np
+
 Item = TypeVar("Item")
 Placed = TypeVar("Placed")
 
@@ -37,12 +40,16 @@ def _prefetch(
                 ready.put(value, timeout=0.1)
                 return
 
+    # Whether JAX computes in double precision is a setting of each thread.
+    double = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
     def work() -> None:
         try:
-            for item in items:
-                put(place(item))
-                if closed.is_set():
-                    return
+            with jax.enable_x64(double):
+                for item in items:
+                    put(place(item))
+                    if closed.is_set():
+                        return
             put(done)
         except BaseException as error:
             put(error)
