@@ -4,6 +4,8 @@ import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import tyro
 
 from born_mlp.diagrams import draw, enumerate_diagrams, formula, tikz, topologies, values
@@ -67,13 +69,13 @@ def check(
     )
     with jax.enable_x64(True):
         weights, point = jax.random.split(jax.random.key(seed))
-        params = mlp.init(weights, dtype=jax.numpy.float64)
+        params = mlp.init(weights, dtype=jnp.float64)
         x = jax.random.normal(point, (in_features,))
         diagrams = values.diagrams_of(mlp, order)
-        tensors = values.tensors(mlp, params, x, order=order)
+        tensors = np.asarray(values.tensors(mlp, params, x, order=order))
         error = values.check_sum_rule(mlp, params, x, order=order)
     for diagram, tensor in zip(diagrams, tensors, strict=True):
-        norm = jax.numpy.linalg.norm(tensor.ravel())
+        norm = np.linalg.norm(np.ravel(tensor))
         print(f"{diagram!s:24} multiplicity {diagram.multiplicity:4}   norm {norm:.3e}")
     print(f"{len(diagrams)} diagrams add up to the derivative of order {order}: error {error:.1e}")
 

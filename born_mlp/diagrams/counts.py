@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from born_mlp.diagrams.tree import Diagram
+from born_mlp.diagrams.tree import Diagram, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class CountPolynomial:
         return cls(tuple(differences))
 
     def __call__(self, depth: int) -> int:
-        """Evaluate at K = `depth`."""
+        """Evaluate at K = `depth` >= 0."""
         return sum(c * math.comb(depth, j) for j, c in enumerate(self.binomial))
 
     @property
@@ -81,6 +81,7 @@ def diagrams(order: int) -> CountPolynomial:
     One more layer is one more Euler transform, as the children of the new layer's vertices (or the
     single propagator that passes it by) form a multiset: partitions for K = 2, A001970 for K = 3.
     """
+    require(order)
     rows = [[1] * order]  # K = 1: a single vertex, or at order 1 the propagator
     while len(rows) < order:
         rows.append(_euler_transform(rows[-1]))
@@ -93,6 +94,7 @@ def labelled_diagrams(order: int) -> CountPolynomial:
     Its value at K is `m! [x^m] E(E(..E(x)))` with K times `E(x) = exp(x) - 1`, as one more layer
     partitions the labels once more: Bell numbers for K = 2, A000258 and A000307 for K = 3 and 4.
     """
+    require(order)
     stirling = _stirling_second_kind(order)
     rows = [[int(n == 1) for n in range(1, order + 1)]]  # K = 0: the identity
     while len(rows) < order:

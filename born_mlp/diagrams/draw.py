@@ -16,7 +16,7 @@ from matplotlib.patches import Polygon
 
 from born_mlp.diagrams import counts
 from born_mlp.diagrams.layout import Line, layout
-from born_mlp.diagrams.tree import Diagram, enumerate_diagrams, topologies
+from born_mlp.diagrams.tree import Diagram, enumerate_diagrams, require, topologies
 
 COLORS = {"P": "#0072B2", "Q": "#D55E00", "R": "#009E73"}
 """Colour of each kind of propagator: safe for colour-blind readers (Okabe and Ito)."""
@@ -107,6 +107,7 @@ def gallery(order: int, depth: int | None = None, *, scale: float = 0.3) -> Figu
     diagrams as a polynomial in the depth K; the number of a panel is its place in
     `enumerate_diagrams` or `topologies`, from 1.
     """
+    require(order, depth or 0)
     number = len(topologies(order)) if depth is None else counts.diagrams(order)(depth)
     if number == 0:
         raise ValueError(f"without a nonlinear layer there is no diagram of order {order}")

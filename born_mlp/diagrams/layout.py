@@ -89,7 +89,8 @@ def layout(diagram: Diagram, columns: int | None = None) -> Layout:
         return position
 
     def connect(tree: Diagram, start: Point, end: Point, layer: int) -> None:
-        # The outer side of a line that bends towards its parent is free; a vertex takes it.
+        # The outer side of a line that bends towards its parent is free: a vertex takes it, and
+        # leaves the inner side to the line. Legs have the space above them for themselves.
         outer: Literal[-1, 1] = -1 if start[1] < end[1] else 1
         if tree.children:
             symbol = label("phi", tree.layer, order=len(tree.children))
@@ -108,7 +109,7 @@ def layout(diagram: Diagram, columns: int | None = None) -> Layout:
                 end=end,
                 order=tree.order,
                 label=symbol,
-                side=-outer if tree.children else outer,
+                side=-outer if tree.children else 1,
             )
         )
 

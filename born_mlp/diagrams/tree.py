@@ -102,7 +102,7 @@ LEG = Diagram()
 @functools.cache
 def topologies(order: int) -> tuple[Diagram, ...]:
     """Return all topologies with `order` legs, by number of vertices; A000669 counts them."""
-    _check(order, depth=0)
+    require(order)
     if order == 1:
         return (LEG,)
     trees = [Diagram(children=children) for children in _forests(order, topologies)]
@@ -116,7 +116,7 @@ def enumerate_diagrams(order: int, depth: int) -> tuple[Diagram, ...]:
     They are sorted by topology, as `topologies` lists them, then by layers. Their multiplicities
     add up to the number of labelled diagrams, `counts.labelled(order)(depth)`.
     """
-    _check(order, depth)
+    require(order, depth)
     if order == 1:
         return (LEG,)
     diagrams = [
@@ -150,7 +150,8 @@ def _partitions(n: int, largest: int) -> Iterator[tuple[int, ...]]:
             yield (part, *rest)
 
 
-def _check(order: int, depth: int) -> None:
+def require(order: int, depth: int = 0) -> None:
+    """Raise ValueError unless `order` >= 1 and `depth` >= 0."""
     if order < 1:
         raise ValueError(f"order = {order}: a derivative has order 1 or more")
     if depth < 0:
