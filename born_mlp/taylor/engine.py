@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from born_mlp.activations import Activation
+from born_mlp.activations import Activation, polynomial
 from born_mlp.mlp import Params
 from born_mlp.taylor import packing, plan
 
@@ -67,6 +67,11 @@ class Layer:
             for blocks in plan.partitions(order, self.z_order)
         ]
         return functools.reduce(jnp.add, terms)
+
+
+def nonlinear(activations: Sequence[Activation | None]) -> list[Activation]:
+    """Return the activations of the nonlinear layers; a linear network counts as one identity."""
+    return [phi for phi in activations if phi is not None] or [polynomial((0.0, 1.0))]
 
 
 def forward(
@@ -216,8 +221,7 @@ def evaluate(
         tables: `gather_tables` of these orders.
     """
     top = max(orders)
-    nonlinear = [phi for phi in activations if phi is not None]
-    layers = forward(z, slope, params, nonlinear, top)
+    layers = forward(z, slope, params, nonlinear(activations), top)
     linear = params[-1] if params and activations[-1] is None else None
     last = layers[-1].tower[0]
     if linear is None:

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from born_mlp.mlp import MLP, Params
 from born_mlp.taylor import engine, packing, plan
 
-CACHE_BYTES = 2**20
-"""Working set of a chunk on a CPU: its last private cache. Whole batches are up to 4x slower."""
+CACHE_BYTES = 2**22
+"""Working set of a chunk on a CPU, of the size of its caches; whole batches are up to 4x slower."""
 
 ACCELERATOR_BYTES = 2**30
 """Working set of a chunk elsewhere, where large batches are the fast ones."""
@@ -82,7 +82,7 @@ def selected(
     columns: dict[int, Array] = {}
     for order in sorted({len(entry) for entry in indices}):
         where = [n for n, entry in enumerate(indices) if len(entry) == order]
-        values = _selected(mlp, params, x, np.array([indices[n] for n in where]).reshape(-1, order))
+        values = _selected(mlp, params, x, np.array([indices[n] for n in where], int))
         columns |= {n: values[..., i] for i, n in enumerate(where)}
     return jnp.stack([columns[n] for n in range(len(indices))], -1)
 
@@ -90,6 +90,8 @@ def selected(
 def _selected(mlp: MLP, params: Params, x: Array, entries: np.ndarray) -> Array:
     """The same for multi-indices of one order, `(n, order)`."""
     order = entries.shape[1]
+    if order == 0:
+        return jnp.repeat(mlp.apply(params, x)[..., None], len(entries), -1)
     variables = np.unique(entries)
     if packing.size(len(variables), order) <= len(entries) * packing.size(order, order):
         # Few variables occur: all derivatives by these, of which the wanted ones are taken.
@@ -111,6 +113,8 @@ def _derivatives(
     mlp: MLP, params: Params, x: Array, orders: tuple[int, ...], packed: bool
 ) -> tuple[Array, ...]:
     _check(mlp, params, x)
+    if min(orders, default=-1) < 0:
+        raise ValueError("the order of a derivative must be at least 0")
     d = mlp.in_features
     outputs = math.prod(x.shape[:-1]) * (mlp.out_features or 1)
     for order in orders:
@@ -144,50 +148,49 @@ def _require_memory(needed: int, d: int, order: int, outputs: int) -> None:
     if needed > limit:
         raise ValueError(
             f"the derivatives of order {order} by {d} inputs of {outputs} values would take "
-            f"{needed / 2**30:,.1f} GiB, and {device.device_kind} has {limit / 2**30:,.1f} GiB: ask "
+            f"{needed / 2**30:,.1f} GiB, and {device.device_kind} has {limit / 2**30:,.1f}: ask "
             "for the packed form, fewer points, `selected` entries or `directional` derivatives"
         )
 
 
-def _run(
-    mlp: MLP, params: Params, x: Array, slope: Array, orders: tuple[int, ...]
-) -> tuple[Array, ...]:
+def _run(mlp: MLP, params: Params, x: Array, slope: Array, orders: tuple[int, ...]) -> list[Array]:
     """Derivatives along the rows of `slope`, `(rows, H_1)`, each `(..., [o,] C_m)`."""
-    tables = engine.gather_tables(
-        len(slope), orders, sum(p is not None for p in mlp.layer_activations)
-    )
-    points = x.reshape(-1, mlp.in_features)
-    results = _chunked(mlp, orders, params, points, slope, tables)
-    outputs = () if mlp.out_features is None else (mlp.out_features,)
-    return tuple(t.reshape(*x.shape[:-1], *outputs, t.shape[-1]) for t in results)
+    depth = len(engine.nonlinear(mlp.layer_activations))
+    return compiled(mlp, orders, params, x, slope, engine.gather_tables(len(slope), orders, depth))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _chunked(
+def compiled(
     mlp: MLP,
     orders: tuple[int, ...],
     params: Params,
-    x: Float[Array, "points d"],
+    x: Float[Array, "*batch d"],
     slope: Array,
     tables: engine.Tables,
 ) -> list[Array]:
+    """`_run`, compiled: `mlp` and `orders` are static."""
+    outputs = () if mlp.out_features is None else (mlp.out_features,)
+
     def chunk(points: Array) -> list[Array]:
         z = engine.matmul(points, params[0]["kernel"]) + params[0]["bias"]
-        return engine.evaluate(z, slope, params[1:], mlp.layer_activations, orders, tables)
+        results = engine.evaluate(z, slope, params[1:], mlp.layer_activations, orders, tables)
+        return [t.reshape(len(points), *outputs, t.shape[-1]) for t in results]
 
-    n = len(x)
+    points = x.reshape(-1, x.shape[-1])
+    n = len(points)
     size = chunk_size(mlp, len(slope), orders, n, x.dtype.itemsize)
-    if size == n:
-        return chunk(x)
-    # Recomputing a chunk in the backward pass keeps its intermediates in the cache, too.
-    chunk = jax.checkpoint(chunk, prevent_cse=False)
     full = n // size * size
-    results = jax.lax.map(chunk, x[:full].reshape(-1, size, x.shape[-1]))
-    results = [t.reshape(full, *t.shape[2:]) for t in results]
-    if full == n:
-        return results
-    rest = chunk(x[full:])
-    return [jnp.concatenate(pair) for pair in zip(results, rest, strict=True)]
+    if size == n:
+        results = chunk(points)
+    else:
+        # Recomputing a chunk in the backward pass keeps its intermediates in the cache, too.
+        each = jax.checkpoint(chunk, prevent_cse=False)
+        results = jax.lax.map(each, points[:full].reshape(-1, size, x.shape[-1]))
+        results = [t.reshape(full, *t.shape[2:]) for t in results]
+        if full < n:
+            rest = chunk(points[full:])
+            results = [jnp.concatenate(pair) for pair in zip(results, rest, strict=True)]
+    return [t.reshape(*x.shape[:-1], *t.shape[1:]) for t in results]
 
 
 def chunk_size(mlp: MLP, d: int, orders: Sequence[int], points: int, itemsize: int) -> int:

@@ -91,9 +91,7 @@ def unpack(packed: Array, d: int, order: int) -> Array:
 @functools.lru_cache(maxsize=8)
 def dense_positions(d: int, order: int) -> np.ndarray:
     """Return the packed position of every dense entry, int32 of shape `(d, ..., d)`."""
-    rows = np.stack(np.meshgrid(*[np.arange(d)] * order, indexing="ij"), -1)
-    if order == 0:
-        rows = np.zeros((0,), int)
+    rows = np.moveaxis(np.indices((d,) * order), 0, -1)
     return positions(np.sort(rows, axis=-1), d).astype(np.int32)
 
 
