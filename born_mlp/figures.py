@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter
 
+from born_mlp.diagrams.draw import gallery
+from born_mlp.diagrams.shares import stack_shares
+from born_mlp.diagrams.values import diagrams_of
 from born_mlp.nnpt import Perturbation
 from born_mlp.samples import exact_tensor
 from born_mlp.study import Study, load_log
@@ -24,6 +28,9 @@ def write(study: Study, found: Mapping[str, Perturbation], results: Mapping[str,
         figures[f"coefficients_{name}"] = coefficients(perturbation, cells, name)
         figures[f"strength_{name}"] = error_against_strength(results[name]["test"], name)
         figures[f"training_{name}"] = training_curves(study, name)
+        figures[f"diagrams_{name}"] = diagram_shares(study, name)
+    for order in sorted({len(p.iterations) for p in found.values()} | {2}):
+        figures[f"gallery_order{order}"] = gallery(order, depth=2)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():
@@ -94,6 +101,8 @@ def coefficients(found: Perturbation, cells: int, name: str) -> Figure:
                 extent=(0.5, cells + 0.5, cells + 0.5, 0.5),
             )
             axes.set(xlabel="cell j", ylabel="cell i", title=title)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
             figure.colorbar(image, ax=axes, shrink=0.9, format="%.1e")
     return figure
 
@@ -158,6 +167,8 @@ def error_against_strength(test: Mapping[str, Any], name: str) -> Figure:
         ylabel="relative error of the scattering length",
         title=name,
     )
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(LogFormatter())
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small")
     return figure
@@ -199,3 +210,18 @@ def training_curves(study: Study, name: str) -> Figure:
     panels[0].set_ylabel("relative error")
     panels[-1].legend(frameon=False, fontsize="small")
     return figure
+
+
+def diagram_shares(study: Study, name: str) -> Figure:
+    """Draw how the diagrams share the highest learned derivative, through the last iteration."""
+    run = [e for key, e in study.experiments().items() if key.startswith(f"{name}/")][-1]
+    assert run.workdir is not None
+    order = max(2, run.task.order)
+    diagrams = diagrams_of(run.task.mlp, order)
+    rows = [row for row in load_log(run.workdir) if f"diagrams/order_{order}/0" in row]
+    history = [
+        (row["step"], {d: row[f"diagrams/order_{order}/{i}"] for i, d in enumerate(diagrams)})
+        for row in rows
+    ]
+    title = f"{name}, iteration {run.task.order}: shares of the diagrams of order {order}"
+    return stack_shares(history, title=title)

@@ -55,6 +55,47 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
+def claims(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """List the paper's claims, and those beyond it, with the number that each regime gives."""
+    found = []
+
+    def add(name: str, claim: str, quantity: str, values: Sequence[float]) -> None:
+        found.append(
+            {
+                "regime": name,
+                "claim": claim,
+                "quantity": quantity,
+                "median": float(np.median(values)),
+                "members": list(values),
+            }
+        )
+
+    for name, result in results.items():
+        first, *later = result["coefficients"]
+        one = "one network is right to the leading order and wrong in the next"
+        add(name, one, "order 1 after iteration 1", first["known"]["1"]["members"])
+        add(name, one, "order 2 after iteration 1", first["beyond"]["2"]["members"])
+        for entry in later:
+            n = str(entry["iteration"])
+            learned = f"iteration {n} learns order {n}, lower orders eliminated"
+            add(name, learned, f"order {n}", entry["known"][n]["members"])
+            corrected = f"iteration {n} corrects order 1 (not in the paper)"
+            add(name, corrected, "order 1", entry["known"]["1"]["members"])
+        for n, errors in result["test"]["order"].items():
+            if n != "1":
+                proxy = f"the terms together are a learned Born approximation of order {n}"
+                add(name, proxy, "proxy against the exact one", errors["proxy_vs_born"])
+                add(name, proxy, "proxy against the exact a0", errors["proxy_vs_a0"])
+                add(name, proxy, "exact one against the exact a0", [errors["born_vs_a0"]])
+    return found
+
+
+def claim_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Tabulate the claims."""
+    rows = [(c["regime"], c["claim"], c["quantity"], spread(c["members"])) for c in found]
+    return table(("regime", "claim", "relative error of", "median [range over members]"), rows)
+
+
 def coefficient_table(results: Mapping[str, Any]) -> str:
     """Tabulate the errors of the Taylor terms, by regime, iteration and order."""
     rows = []
@@ -136,12 +177,15 @@ def write(
     """Write `results.json` and `results.md` into the work folder; return the Markdown."""
     origin = provenance()
     folder = pathlib.Path(workdir)
-    document = {**origin, "regimes": results, **extra}
+    found = claims(results)
+    document = {**origin, "claims": found, "regimes": results, **extra}
     (folder / "results.json").write_text(json.dumps(document, indent=2))
     parts = [
         f"# {title}",
         f"{origin['machine']}; {origin['date']}; {origin['versions']}; `{origin['command']}`",
         "Errors are relative L2 errors against exact Born tensors, which never enter training.",
+        "## Claims",
+        claim_table(found),
         "## Taylor coefficients",
         coefficient_table(results),
         "## Learned Born approximations on test potentials",
