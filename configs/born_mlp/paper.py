@@ -1,9 +1,9 @@
 """The paper's experiment: S-wave scattering lengths of shallow step potentials, 16 cells.
 
 An ensemble of eight networks in each regime. `signed` has the expansion point inside the sampled
-region, `attractive` at its corner, as in the paper's first version; the shallower regimes show
-that one network is right to the leading order alone. `one network` spends all steps on a single
-larger network.
+region, `attractive` at its corner, as in the paper's first version. `signed_0.01` and its like show,
+across shallowness, that one network is right to the leading order and wrong in the next;
+`one_network` is the baseline of one larger network instead of three iterations.
 """
 
 from born_mlp.fit import MUON, ResidualFit
@@ -63,5 +63,11 @@ def config() -> Study:
                 )
                 for amplitude in (0.01, 0.05, 0.5)
             },
+            "one_network": Regime(
+                iterations=runs(
+                    signed(0.2), orders=1, steps=20_000, members=4, hidden=(128, 128), floor=0.3
+                ),
+                read_order=3,
+            ),
         },
     )
