@@ -1,8 +1,8 @@
 """The paper's experiment: S-wave scattering lengths of shallow step potentials, 16 cells.
 
 An ensemble of eight networks in each regime. `signed` has the expansion point inside the sampled
-region, `attractive` at its corner, as in the paper's first version. `signed_0.01` and its like show,
-across shallowness, that one network is right to the leading order and wrong in the next;
+region, `attractive` at its corner, as in the paper's first version. `signed_0.01` and so on
+show, across shallowness, that one network is right to the leading order and wrong in the next;
 `one_network` is the baseline of one larger network instead of three iterations.
 """
 
