@@ -52,8 +52,8 @@ def picture(diagram: Diagram, depth: int | None = None) -> str:
     for i, line in enumerate(placed.lines, start=1):
         bends = line.start[1] != line.end[1]
         straight = line.end[0] - line.start[0] - bends  # columns before the bend
-        where = (0.2 if line.kind == "P" else 0.5) / max(straight, 1)
-        side = "auto" if line.side > 0 else "auto, swap"
+        where = (0.25 if line.kind == "P" else 0.5) / max(straight, 1)
+        side = "above" if line.kind == "P" else "auto" if line.side > 0 else "auto, swap"
         label = rf"edge node={{node [{side}, pos={where:.2g}] {{\({line.label}\)}}}}"
         first = f"{line.kind}, carries={line.order}, {label}"
         start, end = f"({names[line.start]})", f"({names[line.end]})"
@@ -99,6 +99,7 @@ def document(diagrams: Sequence[Diagram], depth: int | None = None) -> str:
     return "\n".join(
         [
             r"\documentclass{article}",
+            r"\usepackage[margin=2cm]{geometry}",
             PREAMBLE + r"\begin{document}",
             r"\setlength{\parindent}{0pt}",
             "\n\n".join(entries),
