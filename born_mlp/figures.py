@@ -22,7 +22,10 @@ ORDER_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 def write(study: Study, found: Mapping[str, Perturbation], results: Mapping[str, Any]) -> list[str]:
     """Draw all figures of a study as PNG and SVG; return the paths of the PNGs."""
     folder = pathlib.Path(study.workdir or ".") / "figures"
-    figures: dict[str, Figure] = {"errors_by_iteration": errors_by_iteration(results)}
+    figures: dict[str, Figure] = {"one_network": one_network(results)}
+    iterated = {name: r for name, r in results.items() if len(r["coefficients"]) > 1}
+    if iterated:
+        figures["errors_by_iteration"] = errors_by_iteration(iterated)
     for name, perturbation in found.items():
         cells = study.regimes[name].source.features
         figures[f"coefficients_{name}"] = coefficients(perturbation, cells, name)
@@ -82,10 +85,8 @@ def coefficients(found: Perturbation, cells: int, name: str) -> Figure:
         else:
             k = cells // 2
             exact, mean = exact[..., k], mean[..., k]
-            what = (
-                r"$\frac{1}{6}\,\partial^3 a_0 / \partial U_i \partial U_j \partial U_k$"
-                rf", $k = {k + 1}$"
-            )
+            third = rf"\partial U_i \partial U_j \partial U_{{{k + 1}}}"
+            what = rf"$\frac{{1}}{{6}}\,\partial^3 a_0 / {third}$"
         limit = np.abs(exact).max()
         worst = np.abs(mean - exact).max()
         panels = ((exact, limit, f"exact {what}"), (mean, limit, f"learned {what}"))
@@ -144,6 +145,45 @@ def errors_by_iteration(results: Mapping[str, Any]) -> Figure:
         axes.grid(axis="y", alpha=0.3)
     panels[0].set_ylabel("relative error of the Taylor term")
     panels[-1].legend(frameon=False)
+    return figure
+
+
+def one_network(results: Mapping[str, Any]) -> Figure:
+    """Draw the first network's errors of the first and second order against the shallowness.
+
+    The paper's first claim: it adapts its derivatives to the leading order alone.
+    """
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, result) in enumerate(results.items()):
+        lam = np.median([group["lambda"] for group in result["test"]["strength"]])
+        lam *= 1.06**index  # regimes of one strength side by side
+        first = result["coefficients"][0]
+        both = {1: first["known"]["1"]["members"], 2: first["beyond"]["2"]["members"]}
+        for order, errors in both.items():
+            axes.plot(
+                np.full(len(errors), lam), errors, "o", ms=5, mfc="none",
+                color=ORDER_COLORS[order - 1],
+            )  # fmt: skip
+        medians = [float(np.median(errors)) for errors in both.values()]
+        axes.plot([lam, lam], medians, color="lightgrey", linewidth=1, zorder=0)
+        axes.annotate(
+            name, (lam, medians[1]), xytext=(6, 0), textcoords="offset points", fontsize="small"
+        )
+    for order in (1, 2):
+        axes.plot([], [], "o", mfc="none", color=ORDER_COLORS[order - 1], label=f"order {order}")
+    axes.axhline(1, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel=r"median shallowness $\lambda$ of $|U|$",
+        ylabel="relative error of the Taylor term",
+        title="One network: right to the leading order, wrong in the next",
+    )
+    axes.margins(x=0.15)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
     return figure
 
 
