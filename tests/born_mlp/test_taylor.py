@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental import jet
 
 from born_mlp import taylor
 from born_mlp.mlp import MLP, Params
@@ -44,7 +45,7 @@ def points(n: int, d: int, seed: int = 1) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), (n, d), jnp.float64)
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, database=None)
+@settings(max_examples=5, deadline=None, derandomize=True, database=None)
 @given(
     hidden=st.lists(st.integers(1, 5), min_size=1, max_size=3),
     activation=st.sampled_from(SMOOTH),
@@ -76,17 +77,26 @@ def test_equal_to_nested_autodiff_up_to_order_four(
         assert_close(tensor, nested(mlp, params, x, order), 1e-12)
 
 
-@pytest.mark.parametrize(
-    ("hidden", "outputs", "order"),
-    [((4, 3), None, 5), ((3, 4, 3), None, 5), ((2, 3, 3, 2), 2, 5), ((3, 2), None, 6)],
-)
-def test_equal_to_nested_autodiff_at_high_orders(
-    hidden: tuple[int, ...], outputs: int | None, order: int
+@pytest.mark.parametrize(("hidden", "outputs"), [((4, 3), None), ((2, 3, 2), 2)])
+def test_equal_to_nested_autodiff_at_order_five(
+    hidden: tuple[int, ...], outputs: int | None
 ) -> None:
     mlp, params = network(in_features=2, hidden=hidden, out_features=outputs, activation="tanh")
     x = points(2, 2)
-    tensor = taylor.derivative(mlp, params, x, order, packed=False)
-    assert_close(tensor, nested(mlp, params, x, order), 1e-10)
+    assert_close(
+        taylor.derivative(mlp, params, x, 5, packed=False), nested(mlp, params, x, 5), 1e-10
+    )
+
+
+@pytest.mark.parametrize("order", [6, 7])
+def test_equal_to_taylor_mode_at_orders_six_and_seven(order: int) -> None:
+    mlp, params = network(in_features=2, hidden=(3, 2, 3), activation="tanh")
+    x, v = points(2, 2)
+    series = [v] + [jnp.zeros_like(v)] * (order - 1)
+    along = jet.jet(functools.partial(mlp.apply, params), (x,), (series,))[1][-1]
+    products = jnp.prod(v[taylor.multi_indices(2, order)], axis=-1)
+    terms = taylor.derivative(mlp, params, x, order) * products * taylor.multiplicities(2, order)
+    assert float(jnp.abs(terms.sum() - along)) <= 1e-10 * float(jnp.abs(terms).sum())
 
 
 def test_orders_six_and_seven_of_one_neuron_by_hand() -> None:
@@ -189,9 +199,9 @@ def test_derivative_regularised_training_lowers_the_derivative() -> None:
 def test_selected_entries() -> None:
     mlp, params = network(in_features=4, hidden=(5, 4), out_features=2)
     x = points(3, 4)
-    few = [(0, 1, 1, 0), (2,), (2, 1, 0), (), (3, 3, 3, 3)]
+    few = [(2,), (2, 1, 0), (), (3, 3, 3)]
     many = list(itertools.product((0, 2), repeat=3))
-    dense = taylor.derivatives(mlp, params, x, 4, packed=False)
+    dense = taylor.derivatives(mlp, params, x, 3, packed=False)
     for indices in (few, many):
         entries = taylor.selected(mlp, params, x, indices)
         expected = jnp.stack([dense[len(index)][(..., *index)] for index in indices], -1)
@@ -222,7 +232,7 @@ def test_directional_of_a_linear_network() -> None:
 
 
 @given(d=st.integers(1, 5), order=st.integers(0, 4))
-@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
 def test_packing_is_the_order_of_itertools(d: int, order: int) -> None:
     expected = list(itertools.combinations_with_replacement(range(d), order))
     rows = taylor.multi_indices(d, order)
@@ -230,7 +240,7 @@ def test_packing_is_the_order_of_itertools(d: int, order: int) -> None:
     assert len(expected) == taylor.size(d, order)
     np.testing.assert_array_equal(taylor.positions(rows, d), np.arange(len(expected)))
     packed = jnp.arange(float(len(expected)))
-    dense = taylor.unpack(packed, d, order)
+    dense = np.asarray(taylor.unpack(packed, d, order))
     assert dense.shape == (d,) * order
     assert all(dense[index] == dense[index[::-1]] for index in expected)
     np.testing.assert_array_equal(taylor.pack(dense, order), packed)

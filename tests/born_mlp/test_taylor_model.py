@@ -45,7 +45,7 @@ def test_shift_and_differentiate_are_exact_for_the_polynomial(outputs: int | Non
     shifted = model.shift(jnp.array([-0.4, 0.1, 0.8]))
     np.testing.assert_allclose(shifted(x), model(x), rtol=1e-12)
     np.testing.assert_allclose(shifted.shift(center)(x), model(x), rtol=1e-12)
-    jacobian = jax.vmap(jax.jacfwd(model))(x)
+    jacobian = jax.jit(jax.vmap(jax.jacfwd(model)))(x)
     for variable in range(3):
         slope = model.differentiate(variable)
         assert slope.order == 3
