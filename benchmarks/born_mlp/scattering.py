@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import jaxlib
 import numpy as np
 
@@ -38,10 +39,7 @@ def transfer_matrix(potentials: np.ndarray) -> np.ndarray:
 
 def jax_batched(potentials: np.ndarray) -> np.ndarray:
     """The differentiable function of the library on the whole batch at once."""
-    return np.asarray(_scattering_length(potentials))
-
-
-_scattering_length = jax.jit(scattering.scattering_length)
+    return np.asarray(scattering.scattering_length(jnp.asarray(potentials)))
 
 
 def ode(potentials: np.ndarray) -> np.ndarray:
@@ -86,8 +84,8 @@ def table(results: dict) -> str:
         "# Exact scattering lengths a second, float64",
         "",
         f"{results['machine']}; jax {results['jax']}; {results['date']}; median of {REPEATS} runs.",
-        "Error: largest difference from `labels` over the rms scattering length. Cores: processor time",
-        "over wall time; below 1 the machine was busy with something else.",
+        "Error: largest difference from `labels` over the rms scattering length. Cores: processor",
+        "time over wall time; below 1 the machine was busy with something else.",
         "",
         f"    {results['command']}",
         "",

@@ -6,9 +6,11 @@ sum_n g^n a^(n)`, `a^(n) = -<x| U (G U)^(n-1) |x>` with `G(x, x') = min(x, x')`.
 customary signs, `a^(1) = -sum_i g_i U_i`, `a^(2) = -sum_ij B_ij U_i U_j`, so `B = -T_2`.
 """
 
+import functools
 import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -40,6 +42,7 @@ def _cell_coefficients(order: int) -> tuple[list[float], list[float], list[float
     return c, [0.0, *s], [0.0, *d]
 
 
+@functools.partial(jax.jit, static_argnames="order")
 def born_terms(
     potential: Float[Array, "*batch d"],
     order: int,

@@ -138,6 +138,7 @@ def solve(
     return lax.scan(cross, start, (cells, grid[:-1], jnp.diff(grid)))[1]
 
 
+@jax.jit
 def scattering_length(
     potential: Float[Array, "*batch d"], *, edges: Float[Array, "d+1"] | None = None
 ) -> Float[Array, "*batch"]:
@@ -158,6 +159,7 @@ def scattering_length(
     return w[-1] / p[-1]
 
 
+@jax.jit
 def wave_function(
     potential: Float[Array, "*batch d"], x: Float[Array, "points"]
 ) -> Float[Array, "*batch points"]:
@@ -327,9 +329,6 @@ def _fast_chunk(potential: Array) -> Array:
     return w / p
 
 
-_exact_chunk = jax.jit(scattering_length)
-
-
 def labels(potentials: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n"]:
     """Scattering lengths of many step potentials in float64, for training sets.
 
@@ -364,6 +363,6 @@ def labels(potentials: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n"]:
         rows = len(chunk)
         if rows < _CHUNK:  # one shape, one compilation
             chunk = np.pad(chunk, ((0, _CHUNK - rows), (0, 0)))
-        chunk_labels = _fast_chunk if largest <= narrow else _exact_chunk
+        chunk_labels = _fast_chunk if largest <= narrow else scattering_length
         result[start : start + rows] = np.asarray(chunk_labels(chunk))[:rows]
     return result

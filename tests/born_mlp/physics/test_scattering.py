@@ -12,7 +12,7 @@ CELLS = 6  # one shape for the property tests: one compilation
 potentials = arrays(np.float64, CELLS, elements=st.floats(-40, 40))
 shallow_potentials = arrays(np.float64, CELLS, elements=st.floats(-2, 2))
 some_time = settings(max_examples=40, deadline=None)
-exact = jax.jit(scattering.scattering_length)
+exact = scattering.scattering_length
 
 
 def transfer_matrix(potential):
@@ -103,7 +103,7 @@ def test_derivatives_on_both_sides_of_the_series_radius():
     second = first(strengths + 1e-30j).imag / 1e-30  # complex step
     slope = jax.grad(lambda s: scattering.scattering_length(jnp.full(4, s)))
     np.testing.assert_allclose(jax.jit(jax.vmap(slope))(strengths), first(strengths), rtol=1e-11)
-    curvature = jax.jit(jax.vmap(jax.grad(slope)))(np.append(strengths, 0.0))
+    curvature = jax.jit(jax.vmap(jax.jacfwd(slope)))(np.append(strengths, 0.0))
     np.testing.assert_allclose(curvature, np.append(second, -4 / 15), rtol=1e-10)
 
 
@@ -133,9 +133,9 @@ def test_a_thin_well_is_a_delta_shell():
 
 def test_callables_differentiate_in_what_they_close_over():
     @jax.jit
-    @jax.grad
+    @jax.jacfwd
     def slope(strength):
-        return scattering.scattering_length_of(lambda x: strength * x, levels=4)
+        return scattering.scattering_length_of(lambda x: strength * x, levels=3)
 
     step = 1e-4
     numeric = (reference.power_well(1 + step, 1) - reference.power_well(1 - step, 1)) / (2 * step)

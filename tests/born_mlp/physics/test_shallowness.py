@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from born_mlp.physics import born, scattering, shallowness
 
 potentials = arrays(np.float64, 6, elements=st.floats(-30, 30))
 some_time = settings(max_examples=40, deadline=None)
+solve = jax.jit(scattering.solve)
 
 
 def test_square_well():
@@ -24,7 +26,7 @@ def test_one_over_lambda_is_the_first_zero_of_the_slope(potential):
     if potential.max() < 1e-3:
         return
     couplings = np.append(np.linspace(0, 1 - 1e-9, 50), 1 + 1e-9) / value
-    slopes = scattering.solve(couplings[:, None] * potential).p[-1]
+    slopes = solve(couplings[:, None] * potential).p[-1]
     assert (slopes[:-1] > 0).all()
     assert slopes[-1] < 0
 
@@ -83,7 +85,7 @@ def test_weak_attraction_behind_strong_barriers():
     potential = np.full(16, -900.0)
     potential[3] = 0.1
     value = float(shallowness.shallowness(potential))
-    slopes = scattering.solve(potential * np.array([[1 - 1e-9], [1 + 1e-9]]) / value).p[-1]
+    slopes = solve(potential * np.array([[1 - 1e-9], [1 + 1e-9]]) / value).p[-1]
     assert slopes[0] > 0 > slopes[1]
 
 
