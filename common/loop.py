@@ -7,22 +7,18 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-
 from common import metrics
 from common.checkpoint import Checkpoints
 from common.config import to_dict
-from common.data import Data, prefetch, stack_steps
+from common.data import prefetch, stack_steps
 from common.data.arrays import Arrays
-from common.evaluate import Evaluator
 from common.experiment import Experiment
-from common.mesh import check_batch, make_mesh, place
-from common.optim import make_optimizer
+from common.mesh import place
 from common.perf import Ledger, Profiler, utilization
 from common.preempt import Preempted, StopRequest
 from common.progress import Progress
-from common.state import StateMaker, TrainState
-from common.step import abstract_metrics, make_train_step
+from common.setup import Setup, prepare
+from common.state import TrainState
 from common.task import Params
 from common.writers import Writer, make_writers, write_manifest
 
@@ -42,63 +38,6 @@ class Result:
     def params(self) -> Params:
         """The parameters to use: the averaged ones where they are kept."""
         return self.state.eval_params
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Setup:
-    """The parts of a run, ready to compile; nothing has been computed on a device yet."""
-
-    experiment: Experiment
-    """The config."""
-    mesh: jax.sharding.Mesh
-    """The device mesh."""
-    data: Data
-    """The training data."""
-    state_maker: StateMaker
-    """Makes the state, or its shapes and shardings."""
-    train_step: Any
-    """Jitted `(state, batches) -> (state, metrics)`; it takes over the state's memory."""
-
-
-def prepare(experiment: Experiment) -> Setup:
-    """Check the config against the devices and build mesh, data, optimizer and step.
-
-    Raises:
-      ValueError: for a mesh, batch, sharding rule or parameter group that does not fit, before any
-        compute is spent.
-    """
-    mesh = make_mesh(experiment.mesh)
-    check_batch(experiment.batch_size, experiment.step.accumulate, mesh)
-    task = experiment.task
-    for evaluator in task.evaluators():
-        _check_cadence(evaluator, experiment.step.per_call)
-    params = jax.eval_shape(task.init, jax.random.key(experiment.seed))
-    optimizer = make_optimizer(experiment.optim, params, steps=experiment.steps)
-    data = task.data(batch_size=experiment.batch_size, seed=experiment.seed)
-    state_maker = StateMaker(
-        task=task,
-        optimizer=optimizer,
-        abstract_window=abstract_metrics(task, experiment.step, params, data.spec()),
-        seed=experiment.seed,
-        keep_ema=experiment.step.ema_decay is not None,
-    )
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state_maker.abstract(mesh))
-    step = make_train_step(task, optimizer, experiment.step, log_every=experiment.log.every)
-    return Setup(
-        experiment=experiment,
-        mesh=mesh,
-        data=data,
-        state_maker=state_maker,
-        train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
-    )
-
-
-def _check_cadence(evaluator: Evaluator, per_call: int) -> None:
-    if evaluator.every < 1 or evaluator.every % per_call:
-        raise ValueError(
-            f"evaluator {evaluator.name!r} runs every {evaluator.every} steps; that must be a "
-            f"positive multiple of step.per_call = {per_call}"
-        )
 
 
 class _Reporter:
@@ -173,8 +112,7 @@ def train(experiment: Experiment[Any], *, description: str = "") -> Result:
       Preempted: after SIGTERM or Ctrl-C, once the state has been saved; the same command resumes.
       FloatingPointError: when every step of a logging window was skipped as not finite.
     """
-    setup = prepare(experiment)
-    workdir, mesh, steps = experiment.workdir, setup.mesh, experiment.steps
+    workdir, steps = experiment.workdir, experiment.steps
     per_call, save_every = experiment.step.per_call, experiment.checkpoint.every
     evaluators = tuple(experiment.task.evaluators())
 
@@ -182,6 +120,8 @@ def train(experiment: Experiment[Any], *, description: str = "") -> Result:
         stop = stack.enter_context(StopRequest())
         ledger = stack.enter_context(Ledger())
         with ledger("init"):
+            setup = prepare(experiment)
+            mesh = setup.mesh
             checkpoints: Checkpoints | None = None
             state: Any = None
             if workdir is not None:

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from common.experiment import Experiment
-from common.loop import prepare
+from common.setup import prepare
 from common.tree import named_leaves
 
 
@@ -35,7 +35,7 @@ def describe(experiment: Experiment[Any]) -> str:
     """Describe mesh, batch, parameters and state memory of an experiment as text.
 
     Raises:
-      ValueError: as `common.loop.prepare` does.
+      ValueError: as `common.setup.prepare` does.
     """
     setup = prepare(experiment)
     state = setup.state_maker.abstract(setup.mesh)

@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from common import MeshConfig
-from common.loop import prepare
 from common.mesh import like_parameters, make_mesh, parameter_shardings, place
+from common.setup import prepare
 from common.tree import match_rules, named_leaves
 from tests.common.toy import Toy, experiment
 

@@ -12,7 +12,16 @@ import jax
 import numpy as np
 import pytest
 
-from common import CheckpointConfig, MeshConfig, OptimConfig, Preempted, StepConfig, train
+from common import (
+    CheckpointConfig,
+    MeshConfig,
+    MetricsEvaluator,
+    OptimConfig,
+    Preempted,
+    StepConfig,
+    train,
+)
+from common.checkpoint import Checkpoints
 from common.state import TrainState
 from tests.common.toy import Toy, experiment
 
@@ -74,6 +83,28 @@ def test_a_stopped_run_resumes_bitwise(settings, stop, tmp_path, monkeypatch):
             train(experiment(**settings, workdir=str(tmp_path / "parts")))
     assert stopped.value.code == 143
     resumed = train(experiment(**settings, workdir=str(tmp_path / "parts")))
+    assert_same_state(whole.state, resumed.state)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "stops_at"),
+    [(Toy, "loss", 0), (MetricsEvaluator, "__call__", 4), (Checkpoints, "save", 4)],
+    ids=["while compiling", "while evaluating", "while saving"],
+)
+def test_a_signal_is_honoured_whenever_it_comes(owner, method, stops_at, tmp_path, monkeypatch):
+    whole = train(experiment(workdir=str(tmp_path / "whole")))
+    original = getattr(owner, method)
+
+    def signalling(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, signalling)
+        with pytest.raises(Preempted, match=f"stopped at step {stops_at} of 12"):
+            train(experiment(workdir=str(tmp_path / "parts")))
+    resumed = train(experiment(workdir=str(tmp_path / "parts")))
     assert_same_state(whole.state, resumed.state)
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
 

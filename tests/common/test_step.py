@@ -9,8 +9,8 @@ import pytest
 
 from common import Mean, MeshConfig, OptimConfig, StepConfig, train
 from common.data import stack_steps
-from common.loop import prepare
 from common.mesh import place
+from common.setup import prepare
 from tests.common.toy import Toy, experiment
 
 SGD = OptimConfig(name="sgd", learning_rate=0.1, momentum=0.0, schedule="constant")

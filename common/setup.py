@@ -1,0 +1,72 @@
+"""From a config to the parts of a run, checked but not yet computed."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from common.data import Data
+from common.evaluate import Evaluator
+from common.experiment import Experiment
+from common.mesh import check_batch, make_mesh
+from common.optim import make_optimizer
+from common.state import StateMaker
+from common.step import abstract_metrics, make_train_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """The parts of a run, ready to compile; nothing has been computed on a device yet."""
+
+    experiment: Experiment
+    """The config."""
+    mesh: Mesh
+    """The device mesh."""
+    data: Data
+    """The training data."""
+    state_maker: StateMaker
+    """Makes the state, or its shapes and shardings."""
+    train_step: Any
+    """Jitted `(state, batches) -> (state, metrics)`; it takes over the state's memory."""
+
+
+def prepare(experiment: Experiment[Any]) -> Setup:
+    """Check the config against the devices and build mesh, data, optimizer and step.
+
+    Raises:
+      ValueError: for a mesh, batch, sharding rule or parameter group that does not fit, before any
+        compute is spent.
+    """
+    mesh = make_mesh(experiment.mesh)
+    check_batch(experiment.batch_size, experiment.step.accumulate, mesh)
+    task = experiment.task
+    for evaluator in task.evaluators():
+        _check_cadence(evaluator, experiment.step.per_call)
+    params = jax.eval_shape(task.init, jax.random.key(experiment.seed))
+    optimizer = make_optimizer(experiment.optim, params, steps=experiment.steps)
+    data = task.data(batch_size=experiment.batch_size, seed=experiment.seed)
+    state_maker = StateMaker(
+        task=task,
+        optimizer=optimizer,
+        abstract_window=abstract_metrics(task, experiment.step, params, data.spec()),
+        seed=experiment.seed,
+        keep_ema=experiment.step.ema_decay is not None,
+    )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state_maker.abstract(mesh))
+    step = make_train_step(task, optimizer, experiment.step, log_every=experiment.log.every)
+    return Setup(
+        experiment=experiment,
+        mesh=mesh,
+        data=data,
+        state_maker=state_maker,
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+    )
+
+
+def _check_cadence(evaluator: Evaluator, per_call: int) -> None:
+    if evaluator.every < 1 or evaluator.every % per_call:
+        raise ValueError(
+            f"evaluator {evaluator.name!r} runs every {evaluator.every} steps; that must be a "
+            f"positive multiple of step.per_call = {per_call}"
+        )
