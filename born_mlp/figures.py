@@ -144,7 +144,8 @@ def errors_by_iteration(results: Mapping[str, Any]) -> Figure:
         )
         axes.grid(axis="y", alpha=0.3)
     panels[0].set_ylabel("relative error of the Taylor term")
-    panels[-1].legend(frameon=False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False)
     return figure
 
 
@@ -248,7 +249,8 @@ def training_curves(study: Study, name: str) -> Figure:
         axes.set(yscale="log", xlabel="step", title=f"{name}: iteration {experiment.task.order}")
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("relative error")
-    panels[-1].legend(frameon=False, fontsize="small")
+    handles, labels = panels[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", frameon=False)
     return figure
 
 

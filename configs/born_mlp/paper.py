@@ -53,7 +53,7 @@ def config() -> Study:
                 polynomial_degree=3,
             ),
             "attractive": Regime(
-                iterations=runs(attractive(0.2), orders=3, steps=10_000, gain=0.3),
+                iterations=runs(attractive(0.2), orders=3, steps=16_000),
                 read_order=3,
                 polynomial_degree=3,
             ),
