@@ -20,7 +20,7 @@ slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
 
 gpu: $(INSTALLED)
-	JAX_PLATFORMS=cuda $(VENV)/bin/python -m pytest -m gpu
+	JAX_PLATFORMS=cuda,cpu $(VENV)/bin/python -m pytest -m gpu
 
 parity: $(INSTALLED)
 	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[parity]"
