@@ -184,7 +184,8 @@ def _block(layer: Layer, r: dict[int, Array], split: plan.Split) -> Array:
     return product.reshape(points, outputs, -1)
 
 
-def gather_tables(d: int, orders: Sequence[int], n_layers: int) -> Tables:
+@functools.lru_cache(maxsize=16)
+def gather_tables(d: int, orders: tuple[int, ...], n_layers: int) -> Tables:
     """Return the tables that `contract` needs, each `(ways, C_m)`, into flat `(C_w, C_p)` blocks.
 
     They are arguments of the compiled function, because the large ones would bloat it as constants.

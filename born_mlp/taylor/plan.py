@@ -71,8 +71,9 @@ class Split:
     @property
     def symmetric(self) -> bool:
         """Whether exchanging the groups changes nothing, so that half of the ways suffice."""
-        return self.w == self.p and all(
-            t.adjoint == 0 and t.weighted == t.plain for t in self.terms
+        dealt = {(t.weighted, t.plain): t.coefficient for t in self.terms}
+        return all(
+            t.adjoint == 0 and dealt.get((t.plain, t.weighted)) == t.coefficient for t in self.terms
         )
 
     @property
@@ -103,30 +104,45 @@ def splits(order: int, z_order: int, r_order: int, *, first: bool) -> tuple[Spli
     # Elementwise work is applied to the weighted group: among equals, it should be the smaller.
     subsets.sort(key=lambda s: (len(s), sum(abs(order - 2 * w) for w in s), sum(s)))
     for subset in subsets:
-        terms = [_deal(a, blocks, subset) for a, blocks in kinds]
-        if None not in terms:
+        dealt = [_deal(a, blocks, subset) for a, blocks in kinds]
+        if all(dealt):
             break
+    if r_order:
+        # A symmetric block, for the price of more terms, is out of reach: deal each kind once.
+        dealt = [ways[:1] for ways in dealt]
+    terms = [
+        dataclasses.replace(term, coefficient=term.coefficient / len(ways))
+        for ways in dealt
+        for term in ways
+    ]
     return tuple(
-        Split(w=w, p=order - w, terms=tuple(t for t in terms if t is not None and t.order == w))
-        for w in subset
+        Split(w=w, p=order - w, terms=tuple(t for t in terms if t.order == w)) for w in subset
     )
 
 
-def _deal(adjoint: int, blocks: Partition, sizes: tuple[int, ...]) -> Term | None:
-    """Deal the blocks so that the weighted group has one of `sizes`; None if they never fit."""
-    ways = []
+def _deal(adjoint: int, blocks: Partition, sizes: tuple[int, ...]) -> list[Term]:
+    """Return the ways to deal the blocks so that the weighted group has the first size that fits.
+
+    The first way has the smallest blocks in the plain group, where few distinct products then
+    serve all kinds of terms.
+    """
+    dealt: dict[int, set[tuple[Partition, Partition]]] = {w: set() for w in sizes}
     for n in range(len(blocks)):
         for chosen in itertools.combinations(range(len(blocks)), n):
             weighted = tuple(blocks[i] for i in chosen)
             plain = tuple(b for i, b in enumerate(blocks) if i not in chosen)
-            if adjoint + sum(weighted) in sizes:
-                ways.append((plain, weighted))
-    if not ways:
-        return None
-    # The smallest plain blocks: then few distinct plain products serve all terms.
-    plain, weighted = min(ways)
-    repeats = math.prod(math.comb(blocks.count(b), weighted.count(b)) for b in set(blocks))
-    return Term(adjoint=adjoint, weighted=weighted, plain=plain, coefficient=1 / repeats)
+            dealt.get(adjoint + sum(weighted), set()).add((plain, weighted))
+    ways = next((ways for ways in dealt.values() if ways), set())
+    return [
+        Term(
+            adjoint=adjoint,
+            weighted=weighted,
+            plain=plain,
+            coefficient=1
+            / math.prod(math.comb(blocks.count(b), weighted.count(b)) for b in set(blocks)),
+        )
+        for plain, weighted in sorted(ways)
+    ]
 
 
 def layer_splits(order: int, n_layers: int) -> list[tuple[Split, ...]]:
