@@ -78,7 +78,8 @@ class ArrayData(Data):
     def batch(self, step: int) -> Arrays:
         """Return `batch_size` rows of each array."""
         rows = self._order.rows(step * self._batch_size, self._batch_size)
-        return {name: array[rows] for name, array in self._arrays.items()}
+        # `take` gathers rows several times faster than indexing does.
+        return {name: array.take(rows, axis=0) for name, array in self._arrays.items()}
 
 
 class OnePass:
