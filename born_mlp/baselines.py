@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from born_mlp.physics.born import born_tensor, multi_indices, multiplicities
+from born_mlp import packing
+from born_mlp.physics.born import born_tensor
 from born_mlp.physics.scattering import scattering_length
 from born_mlp.samples import ScatteringSamples
 
@@ -17,7 +18,7 @@ _MAX_TERMS = 4000
 
 def packed_norm(packed: Float[np.ndarray, "packed"], cells: int, order: int) -> float:
     """Return the L2 norm of the dense symmetric tensor with these unique entries."""
-    return float(np.sqrt(np.sum(multiplicities(multi_indices(cells, order)) * packed**2)))
+    return float(np.sqrt(np.sum(packing.multiplicities(cells, order) * packed**2)))
 
 
 def polynomial_errors(
@@ -38,7 +39,7 @@ def polynomial_errors(
       ValueError: if the polynomial has more monomials than a dense solve should be asked for.
     """
     cells = source.features
-    indices = [multi_indices(cells, m) for m in range(1, degree + 1)]
+    indices = [packing.multi_indices(cells, m) for m in range(1, degree + 1)]
     monomials = 1 + sum(len(i) for i in indices)
     if monomials > _MAX_TERMS:
         raise ValueError(
@@ -58,7 +59,11 @@ def polynomial_errors(
     seconds = time.perf_counter() - start
     errors, offset = {}, 1
     for order, index in enumerate(indices, 1):
-        found = solution[offset : offset + len(index)] / scale**order / multiplicities(index)
+        found = (
+            solution[offset : offset + len(index)]
+            / scale**order
+            / packing.multiplicities(cells, order)
+        )
         offset += len(index)
         exact = born_tensor(cells, order)
         errors[str(order)] = packed_norm(found - exact, cells, order) / packed_norm(
@@ -84,7 +89,7 @@ def autodiff_errors(cells: int) -> dict[str, Any]:
     gradient = np.asarray(jax.jit(jax.grad(scattering_length))(origin))
     hessian = np.asarray(jax.jit(jax.hessian(scattering_length))(origin)) / 2
     seconds = time.perf_counter() - start
-    i, j = multi_indices(cells, 2).T
+    i, j = packing.multi_indices(cells, 2).T
     errors = {}
     for order, found in ((1, gradient), (2, hessian[i, j])):
         exact = born_tensor(cells, order)

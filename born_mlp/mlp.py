@@ -19,7 +19,7 @@ Params = list[dict[str, Array]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MLP:
-    """Architecture of a multilayer perceptron `f: R^d -> R^o`, or `R^d -> R` for a scalar output."""
+    """Architecture of a multilayer perceptron `f: R^d -> R^o`, or `R^d -> R`."""
 
     in_features: int
     """Dimension d of the input."""
@@ -42,7 +42,9 @@ class MLP:
     def layer_activations(self) -> tuple[activations.Activation | None, ...]:
         """Activation of each layer 1..L; None at the end is a linear output."""
         hidden = activations.resolve(self.activation)
-        out = None if self.output_activation is None else activations.resolve(self.output_activation)
+        out = (
+            None if self.output_activation is None else activations.resolve(self.output_activation)
+        )
         return (hidden,) * len(self.hidden) + (out,)
 
     def init(self, key: Array, *, gain: float = 1.0, dtype: jnp.dtype = jnp.float32) -> Params:
@@ -55,7 +57,7 @@ class MLP:
         return params
 
     def apply(self, params: Params, x: Array) -> Array:
-        """Evaluate at `x` of shape `(..., d)`; returns `(..., o)`, or `(...)` for a scalar output."""
+        """Evaluate at `x` of shape `(..., d)`; returns `(..., o)`, or `(...)` if scalar."""
         y = x
         for layer, phi in zip(params, self.layer_activations, strict=True):
             z = y @ layer["kernel"] + layer["bias"]

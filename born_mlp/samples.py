@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from born_mlp.physics.born import born_tensor, born_terms, dense
+from born_mlp import packing
+from born_mlp.physics.born import born_tensor, born_terms
 from born_mlp.physics.samplers import (
     AttractiveRays,
     Boxes,
@@ -147,7 +148,7 @@ SampleSource = ScatteringSamples | GivenSamples
 @functools.lru_cache(maxsize=8)
 def exact_tensor(cells: int, order: int) -> Float[np.ndarray, "..."]:
     """Return the dense exact Born tensor `T_order`: for judging results, never for training."""
-    return dense(born_tensor(cells, order), cells, order)
+    return born_tensor(cells, order)[packing.dense_positions(cells, order)]
 
 
 def exact_approximation(x: Float[np.ndarray, "n d"], order: int) -> Float[np.ndarray, "n"]:

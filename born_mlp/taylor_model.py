@@ -17,9 +17,8 @@ import sympy
 from jax import Array
 from jaxtyping import Float
 
-from born_mlp import taylor
+from born_mlp import packing, taylor
 from born_mlp.mlp import MLP, Params
-from born_mlp.taylor import packing
 
 
 @jax.tree_util.register_dataclass

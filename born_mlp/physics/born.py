@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.scipy.linalg import solve_triangular
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
+from born_mlp import packing
 from born_mlp.physics.scattering import cell_edges
 
 _MEMORY_LIMIT = 8 * 2**30  # bytes; refused before they are asked for
@@ -87,47 +88,6 @@ def born_terms(
     return quotient[..., 1:, 0]
 
 
-def packed_size(d: int, order: int) -> int:
-    """Number of unique entries of a symmetric tensor, `C(d + order - 1, order)`."""
-    return math.comb(d + order - 1, order)
-
-
-def multi_indices(d: int, order: int) -> Int[np.ndarray, "packed order"]:
-    """The index tuples `j <= k <= ...` of the packed entries, in lexicographic order."""
-    indices = np.zeros((1, 0), np.int64)
-    for _ in range(order):
-        first = indices[:, -1] if indices.shape[1] else np.zeros(len(indices), np.int64)
-        counts = d - first
-        ends = np.cumsum(counts)
-        last = np.arange(ends[-1]) - np.repeat(ends - counts, counts) + np.repeat(first, counts)
-        indices = np.column_stack([np.repeat(indices, counts, axis=0), last])
-    return indices
-
-
-def multiplicities(indices: Int[np.ndarray, "packed order"]) -> Int[np.ndarray, "packed"]:
-    """How many entries of the dense tensor each packed entry stands for."""
-    order = indices.shape[1]
-    permutations = np.full(len(indices), math.factorial(order))
-    run = np.ones(len(indices), np.int64)
-    for t in range(1, order):
-        run = np.where(indices[:, t] == indices[:, t - 1], run + 1, 1)
-        permutations //= run  # the product over a run of its lengths so far is its factorial
-    return permutations
-
-
-def _positions(d: int, indices: Int[np.ndarray, "n order"]) -> Int[np.ndarray, "n"]:
-    """Places of sorted index tuples in the packed order."""
-    order = indices.shape[1]
-    previous = np.zeros(len(indices), np.int64)
-    position = np.zeros(len(indices), np.int64)
-    for t in range(order):
-        # tails[v]: tuples of the remaining indices that start at v or later.
-        tails = np.array([math.comb(d - v + order - t - 1, order - t) for v in range(d)])
-        position += tails[previous] - tails[indices[:, t]]
-        previous = indices[:, t]
-    return position
-
-
 def born_tensor(d: int, order: int) -> Float[np.ndarray, "packed"]:
     """Unique entries of the exact Born tensor `T_order` of d equal cells, in float64.
 
@@ -141,14 +101,14 @@ def born_tensor(d: int, order: int) -> Float[np.ndarray, "packed"]:
       order: order of the tensor, at least 1.
 
     Returns:
-      Entries at `multi_indices(d, order)`; `dense` spreads them out.
+      Entries at `packing.multi_indices(d, order)`.
 
     Raises:
       ValueError: if the computation would not fit in memory.
     """
     if order < 1:
         raise ValueError(f"the Born series starts at order 1, got order {order}")
-    size = packed_size(d, order)
+    size = packing.size(d, order)
     needed = size * (order + 12) * 8
     if needed > _MEMORY_LIMIT:
         raise ValueError(
@@ -167,7 +127,7 @@ def born_tensor(d: int, order: int) -> Float[np.ndarray, "packed"]:
     p_tensors: list[np.ndarray] = [np.ones(1)]
     tensors: list[np.ndarray] = [np.zeros(1)]
     for n in range(1, order + 1):
-        indices = multi_indices(d, n)
+        indices = packing.multi_indices(d, n)
         w, p = np.zeros(len(indices)), np.ones(len(indices))
         run = np.zeros(len(indices), np.int64)
         for t in range(n):
@@ -179,7 +139,7 @@ def born_tensor(d: int, order: int) -> Float[np.ndarray, "packed"]:
                 q[power, 0] * w + pp[power, cell] * p,
             )
             run = np.where(last, 0, run + 1)
-        shares = multiplicities(indices)
+        shares = packing.multiplicities(d, n)
         p_tensors.append(p / shares)
         tensor = w / shares
         for k in range(1, n):
@@ -187,15 +147,9 @@ def born_tensor(d: int, order: int) -> Float[np.ndarray, "packed"]:
             for chosen in itertools.combinations(range(n), k):
                 rest = [t for t in range(n) if t not in chosen]
                 symmetric += (
-                    p_tensors[k][_positions(d, indices[:, list(chosen)])]
-                    * tensors[n - k][_positions(d, indices[:, rest])]
+                    p_tensors[k][packing.positions(indices[:, list(chosen)], d)]
+                    * tensors[n - k][packing.positions(indices[:, rest], d)]
                 )
             tensor = tensor - symmetric / math.comb(n, k)
         tensors.append(tensor)
     return tensors[order]
-
-
-def dense(packed: Float[np.ndarray, "packed"], d: int, order: int) -> np.ndarray:
-    """Spread packed entries over the symmetric tensor of shape `(d,) * order`."""
-    indices = np.indices((d,) * order).reshape(order, -1).T
-    return packed[_positions(d, np.sort(indices, axis=1))].reshape((d,) * order)

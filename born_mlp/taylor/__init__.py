@@ -7,9 +7,9 @@ Derivatives are packed: `hessian[..., n]` belongs to the indices `taylor.multi_i
 `taylor.unpack` makes the dense tensor.
 """
 
+from born_mlp.packing import multi_indices, multiplicities, pack, positions, size, unpack
 from born_mlp.taylor.directional import directional
 from born_mlp.taylor.evaluate import derivative, derivatives, selected
-from born_mlp.taylor.packing import multi_indices, multiplicities, pack, positions, size, unpack
 
 __all__ = [
     "derivative",

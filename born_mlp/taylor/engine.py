@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from born_mlp import packing
 from born_mlp.activations import Activation, polynomial
 from born_mlp.mlp import Params
-from born_mlp.taylor import packing, plan
+from born_mlp.taylor import plan
 
 Tables = dict[tuple[int, int, bool], Array | np.ndarray]
 """Gather tables by order, size of the weighted group, and whether the block is symmetric."""

@@ -11,8 +11,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from born_mlp import packing
 from born_mlp.mlp import MLP, Params
-from born_mlp.taylor import engine, packing, plan
+from born_mlp.taylor import engine, plan
 
 CACHE_BYTES = 2**22
 """Working set of a chunk on a CPU, of the size of its caches; whole batches are up to 4x slower."""

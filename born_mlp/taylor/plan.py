@@ -21,7 +21,7 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from born_mlp.taylor import packing
+from born_mlp import packing
 
 Partition = tuple[int, ...]
 """Orders `b_1 >= b_2 >= ...` of a product of derivatives of z."""

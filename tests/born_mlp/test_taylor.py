@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental import jet
 
-from born_mlp import taylor
+from born_mlp import packing, taylor
 from born_mlp.mlp import MLP, Params
-from born_mlp.taylor import evaluate, packing, plan
+from born_mlp.taylor import evaluate, plan
 
 SMOOTH = ("tanh", "gelu", "gelu_tanh", "silu", "softplus", "sigmoid", "sin", "exp")
 

@@ -66,5 +66,3 @@ def test_config(path, monkeypatch):
         result = train(small)
         assert np.isfinite(result.metrics["train/loss"])
         assert int(result.state.step) == 2
-
-

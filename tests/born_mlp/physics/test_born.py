@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from born_mlp import packing
 from born_mlp.physics import born, scattering, shallowness
+
+
+def dense(d, order):
+    """The full tensor of shape `(d,) * order`."""
+    return born.born_tensor(d, order)[packing.dense_positions(d, order)]
 
 
 def second_order_closed_form(d):
@@ -41,9 +47,9 @@ def test_first_three_orders_against_explicit_integrals(d):
     i = np.arange(1, d + 1)
     first = -(3 * i**2 - 3 * i + 1) / (3 * d**3)
     np.testing.assert_allclose(born.born_tensor(d, 1), first, rtol=1e-14)
-    second = born.dense(born.born_tensor(d, 2), d, 2)
+    second = dense(d, 2)
     np.testing.assert_allclose(second, -second_order_closed_form(d), rtol=1e-13)
-    third = born.dense(born.born_tensor(d, 3), d, 3)
+    third = dense(d, 3)
     np.testing.assert_allclose(third, -third_order_by_quadrature(d), rtol=1e-12)
 
 
@@ -52,7 +58,7 @@ def test_tensors_are_the_derivatives_of_the_scattering_length():
     for order in (1, 2):
         derivative = jax.jacfwd(derivative)
         expected = jax.jit(derivative)(jnp.zeros(4)) / math.factorial(order)
-        tensor = born.dense(born.born_tensor(4, order), 4, order)
+        tensor = dense(4, order)
         np.testing.assert_allclose(tensor, expected, rtol=0, atol=1e-14 * abs(expected).max())
 
 
@@ -62,8 +68,8 @@ def test_terms_are_contracted_tensors(potential):
     terms = np.asarray(born.born_terms(potential, 6))
     size = np.abs(born.born_terms(np.abs(potential), 6))
     for order in range(1, 7):
-        indices = born.multi_indices(5, order)
-        monomials = born.multiplicities(indices) * np.prod(potential[indices], axis=1)
+        indices = packing.multi_indices(5, order)
+        monomials = packing.multiplicities(5, order) * np.prod(potential[indices], axis=1)
         contracted = born.born_tensor(5, order) @ monomials
         assert contracted == pytest.approx(terms[order - 1], abs=1e-13 * size[order - 1] + 1e-300)
 
@@ -98,17 +104,8 @@ def test_terms_of_unequal_cells():
     np.testing.assert_allclose(merged, born.born_terms(jnp.array([1.0, 1, -2, 3]), 4), rtol=1e-13)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_packed_order_and_multiplicities(order):
-    indices = born.multi_indices(4, order)
-    assert indices.shape == (born.packed_size(4, order), order)
-    assert indices.tolist() == sorted(indices.tolist())
-    assert (np.diff(indices, axis=1) >= 0).all()
-    assert born.multiplicities(indices).sum() == 4**order
-
-
 def test_the_dense_tensor_is_symmetric():
-    tensor = born.dense(born.born_tensor(3, 4), 3, 4)
+    tensor = dense(3, 4)
     for axes in [(1, 0, 2, 3), (0, 1, 3, 2), (3, 0, 1, 2)]:
         np.testing.assert_array_equal(tensor, tensor.transpose(axes))
 
