@@ -129,8 +129,6 @@ def truncate_files(checkpoint: pathlib.Path) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-# Orbax leaves coroutines of its own behind when a load fails.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("tear", [lose_arrays, truncate_files])
 def test_a_torn_newest_checkpoint_is_passed_over(tear, tmp_path, caplog):
     whole = train(experiment(workdir=str(tmp_path)))
@@ -146,7 +144,6 @@ def test_a_torn_newest_checkpoint_is_passed_over(tear, tmp_path, caplog):
     assert "passed over" not in caplog.text
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_run_starts_anew_over_unreadable_checkpoints(tmp_path):
     train(experiment(workdir=str(tmp_path)))
     lose_arrays(tmp_path / "checkpoints")
