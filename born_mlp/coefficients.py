@@ -1,13 +1,14 @@
 """Taylor terms read off an ensemble, and their comparison with exact ones."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float
 
@@ -16,12 +17,8 @@ from born_mlp.diagrams.values import tensors
 from born_mlp.mlp import MLP, Params
 from born_mlp.samples import exact_tensor
 
-if TYPE_CHECKING:
-    from born_mlp.fit import ResidualFit
-
 Term = Float[np.ndarray, "members ..."]
 """One Taylor term for each member: `(members, d, ..., d)`, float64, symmetric."""
-
 
 _WATCHED_ENTRIES = 2**20  # of a dense tensor that is read only to watch the training
 
@@ -29,6 +26,12 @@ _WATCHED_ENTRIES = 2**20  # of a dense tensor that is read only to watch the tra
 def relative_error(found: np.ndarray, exact: np.ndarray) -> float:
     """Return `|found - exact| / |exact|` in the L2 norm over all entries."""
     return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+
+
+@functools.partial(jax.jit, static_argnames=("mlp", "order"))
+def _dense_derivatives(mlp: MLP, order: int, params: Params) -> list[Array]:
+    origin = jnp.zeros((1, mlp.in_features), jnp.float64)
+    return [t[0] for t in taylor.derivatives(mlp, params, origin, order, packed=False)]
 
 
 def taylor_terms(
@@ -46,14 +49,9 @@ def taylor_terms(
     Returns:
       Dense symmetric terms `(members, d, ..., d)`, float64.
     """
-    origin = jnp.zeros((1, mlp.in_features), jnp.float64)
-
-    def dense(params: Params) -> list[Any]:
-        return [t[0] for t in taylor.derivatives(mlp, params, origin, order, packed=False)]
-
-    extract = jax.jit(dense)
     by_member = [
-        extract(jax.tree.map(lambda leaf, i=i: leaf[i], params)) for i in range(len(y_scale))
+        _dense_derivatives(mlp, order, jax.tree.map(lambda leaf, i=i: leaf[i], params))
+        for i in range(len(y_scale))
     ]
     return tuple(
         np.stack(
@@ -74,8 +72,12 @@ class CoefficientErrors:
     next order, where its tensor is small, of what the network itself says.
     """
 
-    task: "ResidualFit"
-    """The iteration."""
+    terms: Callable[[Params, int], tuple[Term, ...]]
+    """Reads the terms up to an order off the parameters, `ResidualFit.terms`."""
+    cells: int
+    """Number of cells d."""
+    lower: tuple[Term, ...]
+    """Lower terms that the iteration has eliminated."""
     every: int
     """Cadence in steps."""
     name: str = "coefficients"
@@ -83,20 +85,13 @@ class CoefficientErrors:
 
     def __call__(self, params: Params, mesh: Mesh) -> Mapping[str, float]:  # noqa: ARG002
         """Read the terms off the members and compare."""
-        task, residual = self.task, self.task.residual
-        cells, order = task.source.features, task.order
-        highest = order + 1 if cells ** (order + 1) <= _WATCHED_ENTRIES else order
-        terms = taylor_terms(
-            task.mlp,
-            jax.tree.map(lambda p: np.asarray(p, np.float64), params),
-            highest,
-            x_scale=residual.x_scale,
-            y_scale=residual.y_scale,
-        )
+        order = len(self.lower) + 1
+        highest = order + 1 if self.cells ** (order + 1) <= _WATCHED_ENTRIES else order
+        terms = self.terms(params, highest)
         errors: dict[str, float] = {}
         for m in range(1, highest + 1):
-            known = terms[m] + (task.lower[m - 1] if task.lower and m < order else 0)
-            exact = exact_tensor(cells, m)
+            known = terms[m] + self.lower[m - 1] if m < order else terms[m]
+            exact = exact_tensor(self.cells, m)
             errors |= {f"order_{m}/{i}": relative_error(t, exact) for i, t in enumerate(known)}
         return errors
 
@@ -108,8 +103,8 @@ class DiagramShares:
     The share of a diagram is the L2 norm of its tensor over the sum of these norms.
     """
 
-    task: "ResidualFit"
-    """The iteration."""
+    mlp: MLP
+    """Architecture of a member."""
     every: int
     """Cadence in steps."""
     order: int
@@ -120,7 +115,7 @@ class DiagramShares:
     def __call__(self, params: Params, mesh: Mesh) -> Mapping[str, float]:  # noqa: ARG002
         """Evaluate all diagrams of the order."""
         first = jax.tree.map(lambda p: jnp.asarray(p[0], jnp.float64), params)
-        origin = jnp.zeros(self.task.source.features, jnp.float64)
-        values = tensors(self.task.mlp, first, origin, order=self.order)
+        origin = jnp.zeros(self.mlp.in_features, jnp.float64)
+        values = tensors(self.mlp, first, origin, order=self.order)
         norms = np.linalg.norm(np.asarray(values).reshape(len(values), -1), axis=1)
         return {f"order_{self.order}/{i}": float(n / norms.sum()) for i, n in enumerate(norms)}

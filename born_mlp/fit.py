@@ -20,7 +20,7 @@ from jax import Array
 from jaxtyping import Float
 
 from born_mlp import activations
-from born_mlp.coefficients import CoefficientErrors, DiagramShares
+from born_mlp.coefficients import CoefficientErrors, DiagramShares, Term, taylor_terms
 from born_mlp.mlp import MLP, Params
 from born_mlp.samples import Samples, SampleSource, ScatteringSamples, contract
 from common import Data, Evaluator, Mean, OptimConfig, ParamGroup, Task
@@ -224,6 +224,16 @@ class ResidualFit(Task):
         """Evaluate all members at the same scaled points."""
         return jax.vmap(self.mlp.apply, in_axes=(0, None))(params, x)
 
+    def terms(self, params: Params, order: int) -> tuple[Term, ...]:
+        """Read the members' Taylor terms of the orders 0 to `order` in the function's units."""
+        return taylor_terms(
+            self.mlp,
+            jax.tree.map(lambda p: np.asarray(p, np.float64), params),
+            order,
+            x_scale=self.residual.x_scale,
+            y_scale=self.residual.y_scale,
+        )
+
     def loss(self, params: Params, batch: Any, rngs: Rngs) -> Metrics:  # noqa: ARG002
         """Weighted squared (or, for "mape", absolute) error, summed over the members.
 
@@ -247,9 +257,10 @@ class ResidualFit(Task):
         """Return comparisons with exact Born terms, where the samples are scattering lengths."""
         if not isinstance(self.source, ScatteringSamples):
             return ()
+        cells, every = self.source.features, self.eval_every
         return (
-            CoefficientErrors(task=self, every=self.eval_every),
-            DiagramShares(task=self, every=self.eval_every, order=max(2, self.order)),
+            CoefficientErrors(terms=self.terms, cells=cells, lower=self.lower or (), every=every),
+            DiagramShares(mlp=self.mlp, order=max(2, self.order), every=every),
         )
 
     def sharding_rules(self) -> tuple[tuple[str, tuple[str | None, ...]], ...]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from born_mlp.coefficients import Term, taylor_terms
+from born_mlp.coefficients import Term
 from born_mlp.fit import MUON, ResidualFit
 from born_mlp.mlp import MLP, Params
 from born_mlp.samples import GivenSamples, Samples, contract
@@ -150,13 +150,7 @@ def run(
                 params=params,
                 x_scale=residual.x_scale,
                 y_scale=residual.y_scale,
-                terms=taylor_terms(
-                    task.mlp,
-                    params,
-                    read_order,
-                    x_scale=residual.x_scale,
-                    y_scale=residual.y_scale,
-                ),
+                terms=task.terms(params, read_order),
                 metrics=result.metrics,
             ),
         )

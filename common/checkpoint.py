@@ -73,12 +73,10 @@ class Checkpoints:
     ) -> None:
         try:
             self._orbax.close()
-        except Exception as close_error:
+        except Exception as failure:
             if kind is None:
-                raise OSError(
-                    f"the checkpoint could not be written to {self._folder}: {close_error}"
-                ) from close_error
-            logger.warning("while stopping, the last checkpoint failed: %s", close_error)
+                raise self._not_written(failure) from failure
+            logger.warning("while stopping: %s", self._not_written(failure))
 
     def save(self, step: int, state: Any) -> None:
         """Start saving the state of `step`; a failure of an earlier save is raised here."""
@@ -87,11 +85,15 @@ class Checkpoints:
         except ocp.training.errors.StepAlreadyExistsError:
             # A torn checkpoint of this very step was passed over: replace it.
             self._orbax.save_async(step, state, force=True, overwrite=True)
-        except OSError as error:
-            raise OSError(
-                f"the checkpoint of step {step} could not be written to {self._folder}: {error}; "
-                "the run stops here and resumes from the newest complete checkpoint"
-            ) from error
+        except Exception as failure:  # Orbax raises many types, some of an earlier save.
+            raise self._not_written(failure) from failure
+
+    def _not_written(self, failure: Exception) -> OSError:
+        reason = textwrap.shorten(str(failure) or repr(failure), 300)
+        return OSError(
+            f"a checkpoint could not be written to {self._folder}: {reason}; make room or mend the "
+            "permissions, then the same command resumes from the newest complete checkpoint"
+        )
 
     def adopt_config(self, config: dict[str, Any]) -> None:
         """Record the config of the run, or refuse it if the checkpoints belong to another.

@@ -207,3 +207,15 @@ def test_a_killed_run_loses_at_most_one_save_interval(tmp_path):
     resumed = train(experiment(workdir=str(tmp_path / "parts")))
     assert_same_state(whole.state, resumed.state)
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_one_clear_error(
+    tmp_path, monkeypatch
+):
+    def full(*args, **kwargs):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orbax.checkpoint.v1.training.Checkpointer.save_async", full)
+        with pytest.raises(OSError, match=r"could not be written to .*No space left.*make room"):
+            train(experiment(workdir=str(tmp_path)))
