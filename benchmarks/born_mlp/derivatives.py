@@ -1,307 +1,390 @@
 """Time all derivatives of one order against nested autodiff, Taylor mode and torch.func.
 
-    python -m benchmarks.born_mlp.derivatives --dtypes float64 --orders 2 3 4
+    python benchmarks/born_mlp/derivatives.py
 
-Each line that is measured replaces the same line of `derivatives.json`, from which
-`derivatives.md` is written: a long run can be made in pieces. Every peer runs in the best of
-several chunk sizes; all methods of a line run in turn, and the medians are reported. The peers'
-costs are favoured where they differ: they may use fewer points, dense output is not packed, and
-Taylor mode is not charged for recombining its directions.
+A row is one dtype, order m and network of d inputs and K hidden layers of H neurons. Rows that
+`derivatives.json` already holds are kept, so that an interrupted run goes on where it stopped;
+delete the file to measure anew. `derivatives.md` is written beside it.
+
+Every peer runs in the fastest of several chunk sizes. All methods of a row run in turn, and the
+medians are reported; then ours and the fastest peer alternate, and the speed-up is the median of
+the paired ratios. Where the costs differ, the peers are favoured: they may use fewer points, dense
+output is not packed, and Taylor mode is not charged for recombining its directions.
 """
 
-import argparse
-import datetime
 import functools
 import itertools
 import json
-import math
-import os
 import pathlib
-import platform
 import statistics
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from jax.experimental import jet
 
-from born_mlp import taylor
+from born_mlp import report, taylor
 from born_mlp.mlp import MLP, Params
-from born_mlp.taylor import plan
+from born_mlp.taylor import engine, evaluate, plan
 
-HERE = pathlib.Path(__file__).parent
-SHAPES = ((8, 16, 2), (8, 64, 3), (16, 64, 2), (32, 64, 2), (64, 64, 2))
-CHUNKS = (4, 32)
+OUTPUT = pathlib.Path(__file__).with_suffix(".json")
+SHAPES = ("8,16,2", "8,64,3", "16,64,2", "32,64,2", "64,64,2")
+CHUNKS = (1, 2, 8, 32, 128)
 POINTS = 1000
+TRIALS = 3
+"""Short timings by which the chunk of a peer is chosen."""
+CALL_SECONDS = 0.2
+"""A peer that needs longer for 1,000 points, by the time of the first point, is given fewer."""
+OUR_SECONDS = 1.0
+"""The same for ours, whose time is guessed at 20 Gflop/s."""
+SEARCH_SECONDS = 4.0
+"""Once the search for the best chunk of a peer has taken this long, no further one is tried."""
+PEER_SECONDS = 20.0
+"""A peer whose measurement in a row would take longer is left out."""
 LARGEST = 2**30
-"""Bytes of output, or of a peer's dense intermediates, above which fewer points are taken or the
-peer is left out."""
+"""Bytes of an intermediate above which a peer, or a chunk of it, is left out."""
+TARGETS = {
+    ("float64", 2): "none slower",
+    ("float32", 2): "none slower",
+    ("float64", 3): "median 4x",
+    ("float32", 3): "median 3x",
+    ("float64", 4): "median 11x; (16,64,2) within 2x of the floor",
+    ("float32", 4): "median 8x; (16,64,2) within 2x of the floor",
+}
 
-Run = Callable[[], object]
+Shape = tuple[int, int, int]
+Call = Callable[[], Any]
+Build = Callable[[int, int], tuple[Call, float]]
+"""`(number of chunks, chunk)` to a call for all these points, and its compile time."""
 
 
-def flops(d: int, hidden: int, depth: int, order: int) -> int:
+def flops(shape: Shape, order: int) -> int:
     """Count the multiplications and additions of our matrix products, for one point."""
-    half, adjoint = order // 2, (order - 1) // 2
-    pushed = sum(taylor.size(d, b) for b in range(1, half + 1))
-    pushed += sum(taylor.size(d, a) for a in range(1, adjoint + 1))
+    d, hidden, depth = shape
+    pushed = sum(taylor.size(d, b) for b in range(1, order // 2 + 1))
+    pushed += sum(taylor.size(d, a) for a in range(1, (order - 1) // 2 + 1))
     total = 2 * (depth - 1) * hidden**2 * pushed
-    for layer_splits in plan.layer_splits(order, depth):
-        for split in layer_splits:
-            inner = hidden * len(split.plains)
-            total += 2 * inner * taylor.size(d, split.w) * taylor.size(d, split.p)
+    for split in itertools.chain(*plan.layer_splits(order, depth)):
+        inner = hidden * len(split.plains)
+        total += 2 * inner * taylor.size(d, split.w) * taylor.size(d, split.p)
     return total
 
 
-def network(shape: tuple[int, int, int], dtype: str) -> tuple[MLP, Params]:
+def traffic(shape: Shape, order: int, dtype: str, points: int) -> float:
+    """Estimate our bytes for one point if every number were streamed once.
+
+    With C_b = C(d+b-1, b), the numbers are the packed output C_m; in each layer H times the m + 1
+    derivatives of the activation, C_b for the derivatives of z (b <= m/2) and C_a for those of r
+    (a < m/2); the blocks C_w C_p that the gather reads; and the weights, divided by the points,
+    which share them.
+    """
+    d, hidden, depth = shape
+    streamed = taylor.size(d, order)
+    tensors = [*range(order // 2 + 1), *range((order - 1) // 2 + 1)]
+    streamed += depth * hidden * (order + 1 + sum(taylor.size(d, b) for b in tensors))
+    blocks = {
+        (s.w, s.p, s.symmetric) for s in itertools.chain(*plan.layer_splits(order, depth)) if s.w
+    }
+    streamed += sum(taylor.size(d, w) * taylor.size(d, p) for w, p, _ in blocks)
+    weights = (d + 1) * hidden + (depth - 1) * (hidden + 1) * hidden + hidden + 1
+    return np.dtype(dtype).itemsize * (streamed + weights / points)
+
+
+def network(shape: Shape, dtype: str) -> tuple[MLP, Params]:
     d, hidden, depth = shape
     mlp = MLP(in_features=d, hidden=(hidden,) * depth, activation="tanh")
     return mlp, mlp.init(jax.random.key(0), dtype=jnp.dtype(dtype))
 
 
-def jacfwd(mlp: MLP, params: Params, order: int) -> Callable:
-    f = functools.partial(mlp.apply, params)
-    for _ in range(order):
-        f = jax.jacfwd(f)
+def nested(innermost: Any, jacfwd: Any, f: Any, order: int) -> Any:
+    for level in range(order):
+        f = jacfwd(f) if level else innermost(f)
     return f
 
 
-def jacfwd_of_grad(mlp: MLP, params: Params, order: int) -> Callable:
-    f = jax.grad(functools.partial(mlp.apply, params))
-    for _ in range(order - 1):
-        f = jax.jacfwd(f)
-    return f
-
-
-def taylor_mode(mlp: MLP, params: Params, order: int) -> Callable:
+def taylor_mode(f: Any, order: int) -> Any:
     """Jets along the `C(d+m-1, m)` directions from which polarisation makes the tensor."""
-    rows = taylor.multi_indices(mlp.in_features, order)
-    directions = jnp.asarray(np.eye(mlp.in_features)[rows].sum(1), params[0]["kernel"].dtype)
 
     def along(x: jax.Array, v: jax.Array) -> jax.Array:
         series = [v] + [jnp.zeros_like(v)] * (order - 1)
-        return jet.jet(functools.partial(mlp.apply, params), (x,), (series,))[1][-1]
+        return jet.jet(f, (x,), (series,))[1][-1]
 
-    # The barrier keeps XLA from folding the products with these constants while it compiles.
-    return lambda x: jax.vmap(along, (None, 0))(x, jax.lax.optimization_barrier(directions))
+    def derivatives(x: jax.Array) -> jax.Array:
+        sums = np.eye(len(x))[taylor.multi_indices(len(x), order)].sum(1)
+        # The barrier keeps XLA from folding the products with these constants while it compiles.
+        directions = jax.lax.optimization_barrier(jnp.asarray(sums, x.dtype))
+        return jax.vmap(along, (None, 0))(x, directions)
+
+    return derivatives
 
 
-PEERS = {"jacfwd^m": jacfwd, "jacfwd^(m-1)(grad)": jacfwd_of_grad, "jet": taylor_mode}
+PEERS: dict[str, Any] = {
+    "jacfwd^m": functools.partial(nested, jax.jacfwd, jax.jacfwd),
+    "jacfwd^(m-1)(grad)": functools.partial(nested, jax.grad, jax.jacfwd),
+    "jet": taylor_mode,
+}
+METHODS = ("ours", *PEERS, "torch.func")
 
 
-def peer_bytes(name: str, shape: tuple[int, int, int], order: int, itemsize: int) -> int:
-    """Largest intermediate of a peer at one point."""
+def peer_bytes(name: str, shape: Shape, order: int, dtype: str) -> int:
+    """Return the size of the largest intermediate of a peer at one point."""
     d, hidden, _ = shape
+    reverse = max(hidden * d ** (order - 1), d**order)
     entries = {
         "jacfwd^m": hidden * d**order,
-        "jacfwd^(m-1)(grad)": max(hidden * d ** (order - 1), d**order),
+        "jacfwd^(m-1)(grad)": reverse,
         "jet": hidden * taylor.size(d, order) * (order + 1),
+        # Without a compiler, the tangents of all levels of nesting are alive at once.
+        "torch.func": 2**order * reverse,
     }[name]
-    return entries * itemsize
+    return entries * np.dtype(dtype).itemsize
 
 
-def timed(run: Run) -> float:
+def timed(call: Call) -> float:
     start = time.perf_counter()
-    jax.block_until_ready(run())
+    jax.block_until_ready(call())
     return time.perf_counter() - start
 
 
-def prepare_peer(
-    name: str, shape: tuple[int, int, int], order: int, dtype: str, seconds: float
-) -> dict:
-    """Compile a peer in several chunk sizes and keep the fastest; or say why it is left out."""
+def compiled(function: Any, *arguments: Any) -> tuple[Any, float]:
+    """Lower and compile a jitted function ahead of time; return it with the seconds it took."""
+    start = time.perf_counter()
+    executable = function.lower(*arguments).compile()
+    return executable, time.perf_counter() - start
+
+
+def require_dtype(call: Call, dtype: str) -> None:
+    """Refuse a method that would compute in another precision than the row says."""
+    found = str(call().dtype).removeprefix("torch.")
+    if found != dtype:
+        raise TypeError(f"a method of a {dtype} row returns {found}: it would not be comparable")
+
+
+def prepare_ours(shape: Shape, order: int, dtype: str) -> dict[str, Any]:
     mlp, params = network(shape, dtype)
-    best: dict = {"skipped": "no chunk fits"}
+    points = max(1, min(POINTS, int(OUR_SECONDS * 20e9 / flops(shape, order))))
+    x = jax.random.normal(jax.random.key(1), (points, shape[0]), jnp.dtype(dtype))
+    tables = engine.gather_tables(shape[0], (order,), shape[2])
+    slope = params[0]["kernel"]
+    _, seconds = compiled(evaluate.compiled, mlp, (order,), params, x, slope, tables)
+    call = functools.partial(taylor.derivative, mlp, params, x, order)
+    require_dtype(call, dtype)
+    return {"call": call, "points": points, "compile_s": seconds}
+
+
+def jax_build(name: str, shape: Shape, order: int, dtype: str) -> Build:
+    mlp, params = network(shape, dtype)
+
+    @jax.jit
+    def run(params: Params, x: jax.Array) -> jax.Array:
+        return jax.lax.map(jax.vmap(PEERS[name](functools.partial(mlp.apply, params), order)), x)
+
+    def build(chunks: int, chunk: int) -> tuple[Call, float]:
+        size = (chunks, chunk, shape[0])
+        x = jax.random.normal(jax.random.key(1), size, jnp.dtype(dtype))
+        executable, seconds = compiled(run, params, x)
+        return functools.partial(executable, params, x), seconds
+
+    return build
+
+
+def torch_build(torch: Any, shape: Shape, order: int, dtype: str) -> Build:
+    _, params = network(shape, dtype)
+    weights = [[torch.tensor(np.asarray(p[k])) for k in ("kernel", "bias")] for p in params]
+
+    def f(x: Any) -> Any:
+        for kernel, bias in weights[:-1]:
+            x = torch.tanh(x @ kernel + bias)
+        kernel, bias = weights[-1]
+        return (x @ kernel + bias)[0]
+
+    derivatives = nested(torch.func.grad, torch.func.jacfwd, f, order)
+
+    def build(chunks: int, chunk: int) -> tuple[Call, float]:
+        x = torch.randn(chunks * chunk, shape[0], dtype=getattr(torch, dtype))
+        return functools.partial(torch.func.vmap(derivatives, chunk_size=chunk), x), 0.0
+
+    return build
+
+
+def prepare_peer(build: Build, needed: int, dtype: str, repeats: int) -> dict[str, Any]:
+    """Return a peer in its fastest chunk, or say why it is skipped.
+
+    Args:
+        build: the peer.
+        needed: its `peer_bytes`.
+        dtype: what it must return.
+        repeats: how often it will be timed in each of the two parts of the measurement.
+    """
+    if needed > LARGEST:
+        return {"skipped": f"would need {needed / 1e9:.1f} GB"}
+    call, _ = build(1, 1)
+    once = timed(call)
+    if once * (1 + TRIALS + 2 * repeats) > PEER_SECONDS:
+        return {"skipped": f">{PEER_SECONDS:.0f} s, not run"}
+    require_dtype(call, dtype)
+    once = min(once, timed(call))
+    points = max(1, min(POINTS, int(CALL_SECONDS / once)))
+    best: dict[str, Any] = {}
+    start = time.perf_counter()
     for chunk in CHUNKS:
-        needed = chunk * peer_bytes(name, shape, order, np.dtype(dtype).itemsize)
-        if needed > LARGEST:
-            if chunk == CHUNKS[0]:
-                best = {"skipped": f"{needed / 2**30:.1f} GiB in {chunk} points"}
+        late = time.perf_counter() - start > SEARCH_SECONDS
+        if chunk > points or chunk * needed > LARGEST or late:
             break
-        points = jax.random.normal(jax.random.key(1), (1, chunk, shape[0]), jnp.dtype(dtype))
-
-        @jax.jit
-        def run(params: Params, points: jax.Array) -> jax.Array:
-            each = jax.vmap(PEERS[name](mlp, params, order))
-            return jax.lax.map(each, points)
-
-        start = time.perf_counter()
-        lowered = run.lower(params, points).compile()
-        compiling = time.perf_counter() - start
-        timed(functools.partial(lowered, params, points))
-        once = timed(functools.partial(lowered, params, points))
-        # As many chunks as the time and the memory of the output allow.
-        output = peer_bytes("jacfwd^(m-1)(grad)", shape, order, 8) * chunk
-        repeats = max(1, min(POINTS // chunk, int(seconds / once), LARGEST // output))
-        points = jnp.tile(points, (repeats, 1, 1))
-        call = functools.partial(run, params, points)
-        if repeats > 1:
-            timed(call)
-            once = timed(call)
-        cost = once / (repeats * chunk)
-        if "cost" not in best or cost < best["cost"]:
-            best = {
-                "run": call,
-                "cost": cost,
-                "points": repeats * chunk,
-                "chunk": chunk,
-                "compile_s": compiling,
-            }
-        if once > 2 * seconds:
-            break
+        call, seconds = build(points // chunk, chunk)
+        timed(call)
+        used = points // chunk * chunk
+        cost = statistics.median(timed(call) for _ in range(TRIALS)) / used
+        if not best or cost < best["cost"]:
+            best = {"call": call, "points": used, "chunk": chunk, "compile_s": seconds}
+            best["cost"] = cost
     return best
 
 
-def prepare_ours(shape: tuple[int, int, int], order: int, dtype: str) -> dict:
-    mlp, params = network(shape, dtype)
-    entry = taylor.size(shape[0], order) * np.dtype(dtype).itemsize
-    points = min(POINTS, LARGEST // entry)
-    x = jax.random.normal(jax.random.key(1), (points, shape[0]), jnp.dtype(dtype))
-    call = functools.partial(taylor.derivative, mlp, params, x, order)
-    compiling = timed(call)
-    return {"run": call, "points": points, "compile_s": compiling - timed(call)}
+def prepare(name: str, shape: Shape, order: int, dtype: str, repeats: int) -> dict[str, Any]:
+    if name == "ours":
+        return prepare_ours(shape, order, dtype)
+    if name == "torch.func":
+        try:
+            import torch  # type: ignore[import-not-found, unused-ignore]
+        except ImportError:
+            return {"skipped": "not installed"}
+        build = torch_build(torch, shape, order, dtype)
+    else:
+        build = jax_build(name, shape, order, dtype)
+    return prepare_peer(build, peer_bytes(name, shape, order, dtype), dtype, repeats)
 
 
-def prepare_torch(shape: tuple[int, int, int], order: int, dtype: str) -> dict:
-    try:
-        import torch
-    except ImportError:
-        return {"skipped": "not installed"}
-    if shape[0] ** order > 2**21:
-        return {"skipped": "memory"}
-    _, params = network(shape, dtype)
-    weights = [
-        tuple(torch.tensor(np.asarray(layer[k])) for k in ("kernel", "bias")) for layer in params
-    ]
-
-    def f(x: torch.Tensor) -> torch.Tensor:
-        for kernel, bias in weights[:-1]:
-            x = torch.tanh(x @ kernel + bias)
-        return (x @ weights[-1][0] + weights[-1][1])[0]
-
-    g = torch.func.grad(f)
-    for _ in range(order - 1):
-        g = torch.func.jacfwd(g)
-    x = torch.randn(4, shape[0], dtype=getattr(torch, dtype))
-    call = functools.partial(torch.func.vmap(g), x)
-    return {"run": call, "points": len(x), "chunk": len(x), "compile_s": 0.0, "cost": timed(call)}
-
-
-def measure(shape: tuple[int, int, int], order: int, dtype: str, repeats: int) -> dict:
-    """Measure one line of the table."""
-    methods = {"ours": prepare_ours(shape, order, dtype)}
-    for name in PEERS:
-        methods[name] = prepare_peer(name, shape, order, dtype, seconds=0.1)
-    methods["torch.func"] = prepare_torch(shape, order, dtype)
+def measure(shape: Shape, order: int, dtype: str, repeats: int) -> dict[str, Any]:
+    """Measure one row of the table."""
+    methods = {name: prepare(name, shape, order, dtype, repeats) for name in METHODS}
+    running = {name: method for name, method in methods.items() if "call" in method}
     square = jax.random.normal(jax.random.key(2), (512, 512), jnp.dtype(dtype))
-    gemm = jax.jit(functools.partial(jnp.matmul, precision="highest"))
-    timed(functools.partial(gemm, square, square))
-    times: dict[str, list[float]] = {name: [] for name in methods}
-    rates = []
+    gemm = functools.partial(jax.jit(engine.matmul), square, square)
+
+    def cost(name: str) -> float:
+        return timed(running[name]["call"]) / running[name]["points"]
+
+    for call in (gemm, running["ours"]["call"]):
+        timed(call)
+    products: list[float] = []
+    times: dict[str, list[float]] = {name: [] for name in running}
     for _ in range(repeats):
-        rates += [2 * 512**3 / timed(functools.partial(gemm, square, square)) for _ in range(3)]
-        for name, method in methods.items():
-            if "run" in method:
-                times[name].append(timed(method["run"]) / method["points"])
-    line: dict = {
-        "gemm_flops_per_s": max(rates),
-        "flops": flops(*shape, order),
-        "output_bytes": taylor.size(shape[0], order) * np.dtype(dtype).itemsize,
-        "date": datetime.date.today().isoformat(),
-        "methods": {},
+        products += [timed(gemm) for _ in range(3)]
+        for name in running:
+            times[name].append(cost(name))
+    for name, method in running.items():
+        kept: dict[str, Any] = {
+            key: method[key] for key in ("points", "chunk", "compile_s") if key in method
+        }
+        methods[name] = {"us": statistics.median(times[name]) * 1e6, **kept}
+    row = {
+        **report.provenance(),
+        "methods": methods,
+        "flops": flops(shape, order),
+        "bytes": traffic(shape, order, dtype, methods["ours"]["points"]),
+        "floor_us": flops(shape, order) / (2 * 512**3) * min(products) * 1e6,
     }
-    for name, method in methods.items():
-        if times[name]:
-            kept = {k: method[k] for k in ("points", "chunk", "compile_s") if k in method}
-            kept["us"] = statistics.median(times[name]) * 1e6
-            line["methods"][name] = kept
-        else:
-            line["methods"][name] = {"skipped": method["skipped"]}
-    return line
+    peers = [name for name in running if name != "ours"]
+    if peers:
+        fastest = min(peers, key=lambda name: methods[name]["us"])
+        pairs = [(cost("ours"), cost(fastest)) for _ in range(repeats)]
+        speedup = statistics.median(peer / ours for ours, peer in pairs)
+        row |= {"fastest": fastest, "speedup": speedup}
+    return row
 
 
-def table(results: dict[str, dict], header: dict[str, str]) -> str:
-    names = ["ours", *PEERS, "torch.func"]
-    lines = [
-        "# All derivatives of order m: time per point",
-        "",
-        "Medians in microseconds per point, tanh, scalar output, packed for ours and dense for the"
-        " peers; compile time in seconds in brackets. `floor` is our counted matrix flops at the"
-        " rate of a 512^3 product measured in the same minute; `best` is the speed-up over the"
-        " fastest peer. A dash is a peer that needs too much memory at that shape.",
-        "",
-        *(f"- {key}: {value}" for key, value in header.items()),
-        "",
-        "| dtype | m | d, H, K | " + " | ".join(names) + " | best | Mflop | output kB | x floor |",
-        "|" + "---|" * (len(names) + 7),
-    ]
-    ratios: dict[tuple[str, int], list[float]] = {}
-    for key in sorted(results):
-        dtype, order, *shape = key.split()
-        line, methods = results[key], results[key]["methods"]
-        cells = [
-            "-"
-            if "us" not in methods.get(name, {})
-            else f"{methods[name]['us']:.3g} ({methods[name]['compile_s']:.1f})"
-            for name in names
-        ]
-        peers = [m["us"] for name, m in methods.items() if name != "ours" and "us" in m]
-        best = min(peers, default=math.nan) / methods["ours"]["us"]
-        ratios.setdefault((dtype, int(order)), []).append(best)
-        floor = line["flops"] / line["gemm_flops_per_s"] * 1e6
-        cells += [
-            f"{best:.1f}",
-            f"{line['flops'] / 1e6:.3g}",
-            f"{line['output_bytes'] / 1e3:.3g}",
-            f"{methods['ours']['us'] / floor:.1f}",
-        ]
-        lines.append(f"| {dtype} | {order} | {', '.join(shape)} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "| dtype | m | median speed-up over the best peer | smallest |",
-        "|---|---|---|---|",
-    ]
-    for (dtype, order), values in sorted(ratios.items()):
-        known = [v for v in values if not math.isnan(v)]
-        lines.append(f"| {dtype} | {order} | {statistics.median(known):.1f} | {min(known):.1f} |")
-    return "\n".join(lines) + "\n"
+def cell(method: Mapping[str, Any]) -> str:
+    if "skipped" in method:
+        return method["skipped"]
+    chunk = f", {method['chunk']}" if "chunk" in method else ""
+    return f"{method['us']:.3g} ({method['compile_s']:.1f} s{chunk})"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dtypes", nargs="+", default=["float64", "float32"])
-    parser.add_argument("--orders", nargs="+", type=int, default=[2, 3, 4])
-    parser.add_argument(
-        "--shapes", nargs="+", default=[",".join(map(str, s)) for s in SHAPES], metavar="d,H,K"
+def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the tables of all rows, and the commands that made them."""
+    rows, summary = [], []
+    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for key, row in results.items():
+        dtype, order, shape = key.split()
+        ours = row["methods"]["ours"]
+        groups.setdefault((dtype, int(order)), []).append(row)
+        cells = [cell(row["methods"][name]) for name in METHODS]
+        speedup = [f"{row['speedup']:.2f}", row["fastest"]] if "speedup" in row else ["", ""]
+        counted = [f"{row['flops'] / 1e6:.3g}", f"{row['bytes'] / 1e3:.3g}"]
+        floors = f"{ours['us'] / row['floor_us']:.1f}"
+        rows.append([dtype, order, shape, str(ours["points"]), *cells, *speedup, *counted, floors])
+    for (dtype, m), group in groups.items():
+        known = [row["speedup"] for row in group if "speedup" in row]
+        figures = (f"{statistics.median(known):.2f}", f"{min(known):.2f}") if known else ("", "")
+        summary.append((dtype, str(m), *figures, TARGETS.get((dtype, m), "")))
+    origins = {
+        f"- {r['machine']}; {r['date']}; {r['versions']}; `{r['command']}`"
+        for r in results.values()
+    }
+    header = (
+        "dtype",
+        "m",
+        "d,H,K",
+        "points",
+        *METHODS,
+        "speed-up",
+        "over",
+        "Mflop",
+        "kB",
+        "floors",
     )
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=pathlib.Path, default=HERE / "derivatives.json")
-    options = parser.parse_args(arguments)
-    jax.config.update("jax_enable_x64", True)
-    results = json.loads(options.output.read_text()) if options.output.exists() else {}
-    device = jax.devices()[0]
-    header = {
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, "
-        f"{device.device_kind}; jax {jax.__version__}, Python {platform.python_version()}",
-        "command": "python -m benchmarks.born_mlp.derivatives " + " ".join(sys.argv[1:]),
-        "date": datetime.date.today().isoformat(),
-    }
-    for dtype, order, text in itertools.product(options.dtypes, options.orders, options.shapes):
-        shape = tuple(int(n) for n in text.split(","))
+    parts = (
+        "# All derivatives of order m",
+        "\n".join(sorted(origins)),
+        "Microseconds per point (compile time, chunk of the peer): medians; tanh, scalar output, "
+        "packed for ours and dense for the peers. The speed-up is the median of paired ratios to "
+        "the fastest peer. Mflop are our matrix products and kB our output, intermediates and "
+        "weights streamed once, both counted for one point; the last column is our time over that "
+        "of these flops at the rate of a 512^3 product in the same row. A peer is missing where it "
+        f"is not installed, where one intermediate at one point exceeds {LARGEST / 1e9:.1f} GB, or "
+        f"where its measurement would exceed the cap of {PEER_SECONDS:.0f} s.",
+        report.table(header, rows),
+        report.table(("dtype", "m", "median speed-up", "smallest", "target"), summary),
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def main(
+    dtypes: tuple[Literal["float64", "float32"], ...] = ("float64", "float32"),
+    orders: tuple[Literal[2, 3, 4], ...] = (2, 3, 4),
+    shapes: tuple[str, ...] = SHAPES,
+    repeats: int = 5,
+    output: pathlib.Path = OUTPUT,
+) -> None:
+    """Measure the rows that `output` does not hold yet.
+
+    Args:
+        dtypes: precisions.
+        orders: orders m of the derivatives.
+        shapes: networks, each `d,H,K`.
+        repeats: timings of which the median is taken.
+        output: JSON of the rows; the tables are written beside it.
+    """
+    results = json.loads(output.read_text()) if output.exists() else {}
+    for dtype, order, text in itertools.product(dtypes, orders, shapes):
+        key = f"{dtype} {order} {text}"
+        if key in results:
+            continue
+        d, hidden, depth = (int(n) for n in text.split(","))
         start = time.perf_counter()
-        line = measure(shape, order, dtype, options.repeats)
-        results[" ".join(map(str, (dtype, order, *shape)))] = line
-        shown = {n: round(m["us"], 2) for n, m in line["methods"].items() if "us" in m}
-        print(
-            f"{dtype} m={order} {shape}: {shown} us, {time.perf_counter() - start:.0f} s",
-            flush=True,
-        )
-        options.output.write_text(json.dumps(results, indent=1) + "\n")
-        options.output.with_suffix(".md").write_text(table(results, header))
+        # Each precision in the mode in which it is used: float32 has 32-bit indices.
+        with jax.enable_x64(dtype == "float64"):
+            results[key] = measure((d, hidden, depth), order, dtype, repeats)
+        cells = ", ".join(f"{n} {cell(m)}" for n, m in results[key]["methods"].items())
+        print(f"{key}: {cells}; took {time.perf_counter() - start:.0f} s", flush=True)
+        output.write_text(json.dumps(results, indent=1) + "\n")
+        output.with_suffix(".md").write_text(markdown(results))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)
