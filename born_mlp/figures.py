@@ -181,7 +181,7 @@ def one_network(results: Mapping[str, Any]) -> Figure:
         ylabel="relative error of the Taylor term",
         title="One network: right to the leading order, wrong in the next",
     )
-    axes.margins(x=0.15)
+    axes.margins(x=0.25)
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -190,7 +190,7 @@ def one_network(results: Mapping[str, Any]) -> Figure:
 
 def error_against_strength(test: Mapping[str, Any], name: str) -> Figure:
     """Draw the error of learned and exact Born approximations against the shallowness."""
-    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
     axes = figure.subplots()
     strength = [group["lambda"] for group in test["strength"]]
     for order in test["order"]:
@@ -208,10 +208,9 @@ def error_against_strength(test: Mapping[str, Any], name: str) -> Figure:
         ylabel="relative error of the scattering length",
         title=name,
     )
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(LogFormatter())
+    axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small")
+    figure.legend(loc="outside right center", frameon=False)
     return figure
 
 
