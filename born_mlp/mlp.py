@@ -5,13 +5,19 @@ A kernel is stored as Flax stores it, `(inputs, outputs)`, so that `W_l = kernel
 """
 
 import dataclasses
+import json
+import os
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import safetensors
+import safetensors.numpy
 from jax import Array
 
 from born_mlp import activations
+
+_FILE_FORMAT = "born_mlp.mlp/1"
 
 Params = list[dict[str, Array]]
 """One `{"kernel": (inputs, outputs), "bias": (outputs,)}` for each layer 1..L, in order."""
@@ -63,3 +69,39 @@ class MLP:
             z = y @ layer["kernel"] + layer["bias"]
             y = z if phi is None else phi.function(z)
         return y[..., 0] if self.out_features is None else y
+
+
+def save_network(path: str | os.PathLike[str], mlp: MLP, params: Params) -> None:
+    """Write a network, or an ensemble whose arrays have a leading axis of members, as safetensors.
+
+    Raises:
+      ValueError: if an activation is a function, which has no name to be written down.
+    """
+    architecture = dataclasses.asdict(mlp)
+    for field in ("activation", "output_activation"):
+        if architecture[field] is not None and not isinstance(architecture[field], str):
+            raise ValueError(f"{field} is a function; only named activations can be saved")
+    arrays = {
+        f"{l}/{name}": jax.device_get(array)
+        for l, layer in enumerate(params)
+        for name, array in layer.items()
+    }
+    metadata = {"format": _FILE_FORMAT, "architecture": json.dumps(architecture)}
+    safetensors.numpy.save_file(arrays, path, metadata=metadata)
+
+
+def load_network(path: str | os.PathLike[str]) -> tuple[MLP, Params]:
+    """Read what `save_network` wrote.
+
+    Raises:
+      ValueError: if the file was written by something else.
+    """
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != _FILE_FORMAT:
+            raise ValueError(f"{path} holds no network written by born_mlp.mlp.save_network")
+        architecture = json.loads(metadata["architecture"])
+        arrays = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    mlp = MLP(**architecture | {"hidden": tuple(architecture["hidden"])})
+    layers = range(len(mlp.widths) - 1)
+    return mlp, [{name: arrays[f"{l}/{name}"] for name in ("kernel", "bias")} for l in layers]

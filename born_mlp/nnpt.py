@@ -12,6 +12,7 @@ solutions (arXiv 2512.01558).
 import dataclasses
 import logging
 import math
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -22,7 +23,7 @@ from jaxtyping import Float
 
 from born_mlp.coefficients import Term
 from born_mlp.fit import MUON, ResidualFit
-from born_mlp.mlp import MLP, Params
+from born_mlp.mlp import MLP, Params, save_network
 from born_mlp.samples import GivenSamples, Samples, contract
 from common import CheckpointConfig, Experiment, LogConfig, StepConfig, train
 
@@ -47,6 +48,16 @@ class Iteration:
     """`D^m f_n(0) / m!` for m = 0, 1, ... in the units of the function."""
     metrics: dict[str, float]
     """Final metrics of the training run."""
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `networks.safetensors` (see `mlp.load_network`) and `terms.npz`.
+
+        The archive holds `term_0`, `term_1`, ... with a leading axis of members, and the scales.
+        """
+        root = pathlib.Path(folder)
+        save_network(root / "networks.safetensors", self.mlp, self.params)
+        terms = {f"term_{m}": term for m, term in enumerate(self.terms)}
+        np.savez(root / "terms.npz", x_scale=self.x_scale, y_scale=self.y_scale, **terms)  # type: ignore[arg-type]
 
     def predict(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "members n"]:
         """Evaluate the networks' residual at points, float64."""
@@ -143,17 +154,18 @@ def run(
         )
         params = jax.tree.map(lambda p: np.asarray(p, np.float64), result.params)
         residual = task.residual
-        done += (
-            Iteration(
-                order=task.order,
-                mlp=task.mlp,
-                params=params,
-                x_scale=residual.x_scale,
-                y_scale=residual.y_scale,
-                terms=task.terms(params, read_order),
-                metrics=result.metrics,
-            ),
+        iteration = Iteration(
+            order=task.order,
+            mlp=task.mlp,
+            params=params,
+            x_scale=residual.x_scale,
+            y_scale=residual.y_scale,
+            terms=task.terms(params, read_order),
+            metrics=result.metrics,
         )
+        if experiment.workdir is not None:
+            iteration.save(experiment.workdir)
+        done += (iteration,)
     return Perturbation(iterations=done)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import tyro
 
 from born_mlp.diagrams import draw, enumerate_diagrams, formula, tikz, topologies, values
-from born_mlp.mlp import MLP
+from born_mlp.mlp import MLP, load_network
 
 
 def gallery(
@@ -48,11 +48,18 @@ def check(
     activation: str = "gelu",
     output_activation: str | None = None,
     seed: int = 0,
+    networks: pathlib.Path | None = None,
+    member: int = 0,
 ) -> None:
-    """Add up the diagrams of a random MLP and compare with nested autodiff, in double precision.
+    """Add up the diagrams of an MLP and compare with nested autodiff, in double precision.
+
+    The point is the origin of a trained network, a random one of a random network.
 
     Args:
         order: Order m of the derivative.
+        networks: `networks.safetensors` of a training run; without it, a random network of
+            the options below.
+        member: Network of the ensemble, counted from 0.
         in_features: Dimension of the input.
         hidden: Widths of the hidden layers.
         out_features: Dimension of the output; scalar without it.
@@ -60,17 +67,25 @@ def check(
         output_activation: Activation of the output layer; linear without it.
         seed: Seed of the weights and of the point.
     """
-    mlp = MLP(
-        in_features=in_features,
-        hidden=hidden,
-        out_features=out_features,
-        activation=activation,
-        output_activation=output_activation,
-    )
     with jax.enable_x64(True):
-        weights, point = jax.random.split(jax.random.key(seed))
-        params = mlp.init(weights, dtype=jnp.float64)
-        x = jax.random.normal(point, (in_features,))
+        if networks is None:
+            mlp = MLP(
+                in_features=in_features,
+                hidden=hidden,
+                out_features=out_features,
+                activation=activation,
+                output_activation=output_activation,
+            )
+            weights, point = jax.random.split(jax.random.key(seed))
+            params = mlp.init(weights, dtype=jnp.float64)
+            x = jax.random.normal(point, (in_features,))
+        else:
+            mlp, ensemble = load_network(networks)
+            members = len(ensemble[0]["kernel"])
+            if not 0 <= member < members:
+                raise ValueError(f"{networks} has the members 0 to {members - 1}, not {member}")
+            params = jax.tree.map(lambda leaf: leaf[member], ensemble)
+            x = jnp.zeros(mlp.in_features)
         diagrams = values.diagrams_of(mlp, order)
         tensors = np.asarray(values.tensors(mlp, params, x, order=order))
         error = values.check_sum_rule(mlp, params, x, order=order)

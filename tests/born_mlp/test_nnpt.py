@@ -9,7 +9,7 @@ import pytest
 from born_mlp import nnpt
 from born_mlp.coefficients import relative_error, taylor_terms
 from born_mlp.fit import MUON, ResidualFit, make_residual
-from born_mlp.mlp import MLP
+from born_mlp.mlp import MLP, load_network
 from born_mlp.physics.samplers import AttractiveRays, SignedRays
 from born_mlp.samples import (
     GivenSamples,
@@ -136,6 +136,14 @@ def test_finished_iterations_are_not_trained_again(tmp_path, monkeypatch):
     again = nnpt.run(plan)
     for a, b in zip(first.terms(), again.terms(), strict=True):
         np.testing.assert_array_equal(a, b)
+    mlp, params = load_network(tmp_path / "2" / "networks.safetensors")
+    assert mlp == first.iterations[1].mlp
+    for x, y in zip(
+        jax.tree.leaves(params), jax.tree.leaves(first.iterations[1].params), strict=True
+    ):
+        np.testing.assert_array_equal(x, y)
+    with np.load(tmp_path / "2" / "terms.npz", allow_pickle=False) as archive:
+        np.testing.assert_array_equal(archive["term_2"], first.terms()[1])
 
 
 def test_perturb_is_a_function_of_samples_alone():
