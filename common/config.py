@@ -3,9 +3,11 @@
 import dataclasses
 import difflib
 import json
+import zlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import pydantic
 
 from common.task import Task
@@ -28,7 +30,10 @@ def to_dict(config: Any) -> dict[str, Any]:
             return [convert(v) for v in value]
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
-        # A callable, an array, ...: named for the record; such a config has no way back from JSON.
+        # What follows is named for the record; such a config has no way back from JSON.
+        if isinstance(value, np.ndarray):
+            digest = zlib.crc32(np.ascontiguousarray(value).tobytes())
+            return f"array of {value.dtype}{list(value.shape)}, crc32 {digest:08x}"
         return getattr(value, "__qualname__", None) or repr(value)
 
     return convert(config)

@@ -1,10 +1,12 @@
 """Configs, their JSON form, and the command line."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from common import Experiment, cli, config
@@ -49,6 +51,17 @@ def test_json_with_a_mistake_is_refused(change, message):
 def test_diff_names_the_keys_that_differ():
     a, b = (config.to_dict(experiment(Toy(width=w), seed=s)) for w, s in ((4, 0), (8, 1)))
     assert config.diff(a, b) == {"task.width": (4, 8), "seed": (0, 1)}
+
+
+def test_arrays_in_a_config_are_known_by_their_content():
+    @dataclasses.dataclass(frozen=True)
+    class Held:
+        x: np.ndarray
+
+    a, b = np.arange(5000.0), np.arange(5000.0)
+    assert config.to_dict(Held(a)) == config.to_dict(Held(b))
+    b[2500] += 1e-12
+    assert list(config.diff(config.to_dict(Held(a)), config.to_dict(Held(b)))) == ["x"]
 
 
 def test_cadences_must_fit_the_steps_of_a_call():
