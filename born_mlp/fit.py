@@ -133,7 +133,7 @@ class ResidualData(Data):
             rows = np.concatenate([rows, rows + len(self._arrays["x"]) // 2])
         else:
             rows = self._order.rows(step * self._batch_size, self._batch_size)
-        return {name: array[rows] for name, array in self._arrays.items()}
+        return {name: array.take(rows, axis=0) for name, array in self._arrays.items()}
 
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shapes of a batch without labelling a sample."""

@@ -57,7 +57,7 @@ class GivenSamples:
         """Dimension d of the points."""
         return self.samples.x.shape[1]
 
-    @property
+    @functools.cached_property
     def paired(self) -> bool:
         """Whether the second half of the points mirrors the first."""
         half, odd = divmod(len(self.samples.x), 2)
