@@ -36,7 +36,7 @@ SAMPLERS: dict[str, Any] = {
 
 def config() -> Study:
     """Return the study."""
-    settings = {"orders": 2, "steps": 10_000, "members": 4}
+    settings = {"orders": 2, "steps": 5_000, "members": 4}
     regimes = {
         name: Regime(iterations=runs(signed(0.2), **(settings | {"floor": 0.3} | task)))
         for name, task in TASKS.items()
