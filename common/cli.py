@@ -22,6 +22,7 @@ import tyro
 from common.config import to_json
 from common.experiment import Experiment
 from common.perf import enable_compile_cache
+from common.preempt import Preempted
 from common.show import describe
 
 COMMANDS = ("train", "show", "sweep")
@@ -71,6 +72,9 @@ def main(run: Callable[[Any], Any], argv: Sequence[str] | None = None) -> None:
                 _show(config)
             else:
                 run(config)
+    except Preempted as stopped:
+        print(stopped, file=sys.stderr)
+        raise
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         if not _is_own_check(error, run):
             raise

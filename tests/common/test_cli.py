@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from common import Experiment, cli, config
+from common import Experiment, Preempted, cli, config
 from common.loop import train
 from tests.common.toy import Toy, experiment
 
@@ -143,3 +143,13 @@ def test_help_lists_every_field_with_its_docstring(path):
     for option in ("--task.width", "--optim.learning-rate", "--checkpoint.every", "--mesh.fsdp"):
         assert option in out
     assert "Optimizer steps of the whole run." in out
+
+
+def test_a_stopped_run_says_so_and_exits_with_143(path, capsys):
+    def stopped(config):
+        raise Preempted("stopped at step 5 of 12; the same command resumes")
+
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(stopped, [str(path)])
+    assert exit_.value.code == 143
+    assert "stopped at step 5 of 12" in capsys.readouterr().err
