@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+
 from common import metrics
 from common.checkpoint import Checkpoints
 from common.config import to_dict
@@ -122,6 +124,7 @@ def train(experiment: Experiment[Any], *, description: str = "") -> Result:
         with ledger("init"):
             setup = prepare(experiment)
             mesh = setup.mesh
+            simulated = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
             checkpoints: Checkpoints | None = None
             state: Any = None
             if workdir is not None:
@@ -182,6 +185,9 @@ def train(experiment: Experiment[Any], *, description: str = "") -> Result:
                 batch = next(batches)
             with ledger("compile" if step == start else "step"):
                 state, window = setup.train_step(state, batch)
+                if simulated:
+                    # Several calls under way can starve each other's collectives of threads.
+                    jax.block_until_ready(window)
             # Only now, with this call under way, are the metrics of an earlier one fetched.
             report.flush()
             done = step + per_call
