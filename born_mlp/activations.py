@@ -6,7 +6,6 @@ equal numbers in either tail. Any other elementwise function gets its tower by T
 """
 
 import dataclasses
-import difflib
 import functools
 import math
 import warnings
@@ -16,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import jet
+
+from common.choices import suggestion
 
 Tower = Callable[[Array, int], list[Array]]
 """`(z, order) -> [phi(z), phi'(z), ..., phi^(order)(z)]`, each of the shape of z."""
@@ -247,11 +248,9 @@ def resolve(activation: "str | Callable[[Array], Array] | Activation") -> Activa
         return activation
     if isinstance(activation, str):
         if activation not in ACTIVATIONS:
-            close = difflib.get_close_matches(activation, ACTIVATIONS, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = suggestion(activation, ACTIVATIONS)
             raise ValueError(
-                f"unknown activation {activation!r}: {hint}known are {', '.join(ACTIVATIONS)}; "
-                "or pass an elementwise function"
+                f"unknown activation {activation!r}; {hint}, or pass an elementwise function"
             )
         return ACTIVATIONS[activation]
     if not callable(activation):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from born_mlp.diagrams.draw import gallery
 from born_mlp.diagrams.shares import stack_shares
@@ -150,41 +150,34 @@ def errors_by_iteration(results: Mapping[str, Any]) -> Figure:
 
 
 def one_network(results: Mapping[str, Any]) -> Figure:
-    """Draw the first network's errors of the first and second order against the shallowness.
+    """Draw the first network's errors of the first and second order, regimes by shallowness.
 
     The paper's first claim: it adapts its derivatives to the leading order alone.
     """
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    strength = {
+        name: float(np.median([group["lambda"] for group in result["test"]["strength"]]))
+        for name, result in results.items()
+    }
+    names = sorted(results, key=lambda name: strength[name], reverse=True)
+    figure = Figure(figsize=(9, 1.6 + 0.35 * len(names)), layout="constrained")
     axes = figure.subplots()
-    for index, (name, result) in enumerate(results.items()):
-        lam = np.median([group["lambda"] for group in result["test"]["strength"]])
-        lam *= 1.06**index  # regimes of one strength side by side
-        first = result["coefficients"][0]
-        both = {1: first["known"]["1"]["members"], 2: first["beyond"]["2"]["members"]}
-        for order, errors in both.items():
+    for order, kind in ((1, "known"), (2, "beyond")):
+        for row, name in enumerate(names):
+            errors = results[name]["coefficients"][0][kind][str(order)]["members"]
             axes.plot(
-                np.full(len(errors), lam), errors, "o", ms=5, mfc="none",
-                color=ORDER_COLORS[order - 1],
+                errors, np.full(len(errors), row), "o", ms=5, mfc="none",
+                color=ORDER_COLORS[order - 1], label=f"order {order}" if row == 0 else None,
             )  # fmt: skip
-        medians = [float(np.median(errors)) for errors in both.values()]
-        axes.plot([lam, lam], medians, color="lightgrey", linewidth=1, zorder=0)
-        axes.annotate(
-            name, (lam, medians[1]), xytext=(6, 0), textcoords="offset points", fontsize="small"
-        )
-    for order in (1, 2):
-        axes.plot([], [], "o", mfc="none", color=ORDER_COLORS[order - 1], label=f"order {order}")
-    axes.axhline(1, color="grey", linewidth=0.8, linestyle=":")
+    axes.axvline(1, color="grey", linewidth=0.8, linestyle=":")
     axes.set(
         xscale="log",
-        yscale="log",
-        xlabel=r"median shallowness $\lambda$ of $|U|$",
-        ylabel="relative error of the Taylor term",
+        xlabel="relative error of the Taylor term",
+        yticks=range(len(names)),
+        yticklabels=[f"{name}  ($\\lambda$ = {strength[name]:.2g})" for name in names],
         title="One network: right to the leading order, wrong in the next",
     )
-    axes.margins(x=0.25)
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside right center", frameon=False)
     return figure
 
 
@@ -216,7 +209,7 @@ def error_against_strength(test: Mapping[str, Any], name: str) -> Figure:
 
 def training_curves(study: Study, name: str) -> Figure:
     """Draw training loss by member, and the errors of the Taylor terms, against the step."""
-    runs = [e for key, e in study.experiments().items() if key.startswith(f"{name}/")]
+    runs = study.runs(name)
     figure = Figure(figsize=(1 + 3.6 * len(runs), 3.4), layout="constrained")
     panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     for axes, experiment in zip(panels, runs, strict=True):
@@ -255,7 +248,7 @@ def training_curves(study: Study, name: str) -> Figure:
 
 def diagram_shares(study: Study, name: str) -> Figure:
     """Draw how the diagrams share the highest learned derivative, through the last iteration."""
-    run = [e for key, e in study.experiments().items() if key.startswith(f"{name}/")][-1]
+    run = study.runs(name)[-1]
     assert run.workdir is not None
     order = max(2, run.task.order)
     diagrams = diagrams_of(run.task.mlp, order)

@@ -10,7 +10,6 @@ solutions (arXiv 2512.01558).
 """
 
 import dataclasses
-import logging
 import math
 import os
 import pathlib
@@ -23,11 +22,9 @@ from jaxtyping import Float
 
 from born_mlp.coefficients import Term
 from born_mlp.fit import MUON, ResidualFit
-from born_mlp.mlp import MLP, Params, save_network
+from born_mlp.mlp import MLP, Params, load_network, save_network
 from born_mlp.samples import GivenSamples, Samples, contract
 from common import CheckpointConfig, Experiment, LogConfig, StepConfig, train
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,13 +157,31 @@ def run(
             params=params,
             x_scale=residual.x_scale,
             y_scale=residual.y_scale,
-            terms=task.terms(params, read_order),
+            terms=_read_terms(task, params, read_order, experiment.workdir),
             metrics=result.metrics,
         )
         if experiment.workdir is not None:
             iteration.save(experiment.workdir)
         done += (iteration,)
     return Perturbation(iterations=done)
+
+
+def _read_terms(
+    task: ResidualFit, params: Params, order: int, folder: str | None
+) -> tuple[Term, ...]:
+    """Read the Taylor terms off the networks, or take those that `Iteration.save` kept of them.
+
+    Another processor may read other last bits. The next iteration's target, and with it the config
+    that its checkpoints belong to, must not change when a study moves.
+    """
+    if folder is not None and (pathlib.Path(folder) / "terms.npz").exists():
+        _, kept_params = load_network(pathlib.Path(folder) / "networks.safetensors")
+        with np.load(pathlib.Path(folder) / "terms.npz", allow_pickle=False) as archive:
+            kept = tuple(archive[f"term_{m}"] for m in range(len(archive) - 2))
+        same = jax.tree.map(np.array_equal, kept_params, params)
+        if len(kept) > order and jax.tree.all(same):
+            return kept[: order + 1]
+    return task.terms(params, order)
 
 
 def perturb(

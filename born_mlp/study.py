@@ -55,24 +55,28 @@ class Study:
     workdir: str | None = None
     """Folder of everything that the study writes."""
 
+    def runs(self, name: str) -> list[Experiment[ResidualFit]]:
+        """Return the training runs of a regime, each with its work folder."""
+        folder = pathlib.Path(self.workdir or ".") / name
+        return [
+            dataclasses.replace(run, workdir=str(folder / f"iteration_{run.task.order}"))
+            for run in self.regimes[name].iterations
+        ]
+
     def experiments(self) -> dict[str, Experiment[Any]]:
         """Return every training run by name."""
-        root = pathlib.Path(self.workdir or ".")
         return {
-            f"{name}/iteration_{experiment.task.order}": dataclasses.replace(
-                experiment, workdir=str(root / name / f"iteration_{experiment.task.order}")
-            )
-            for name, regime in self.regimes.items()
-            for experiment in regime.iterations
+            f"{name}/iteration_{run.task.order}": run
+            for name in self.regimes
+            for run in self.runs(name)
         }
 
 
 def run_regime(study: Study, name: str) -> tuple[Perturbation, dict[str, Any]]:
     """Train (or resume) the iterations of one regime, and judge them."""
     regime = study.regimes[name]
-    experiments = [e for key, e in study.experiments().items() if key.startswith(f"{name}/")]
     found = nnpt.run(
-        experiments, correct=regime.correct, read_order=regime.read_order, description=name
+        study.runs(name), correct=regime.correct, read_order=regime.read_order, description=name
     )
     result = {
         "coefficients": coefficient_errors(found, regime.source.features),

@@ -6,7 +6,7 @@ from common.evaluate import Evaluator, MetricsEvaluator
 from common.experiment import Experiment, LogConfig
 from common.loop import Result, train
 from common.mesh import MeshConfig
-from common.metrics import Mean, Metric, RootMean
+from common.metrics import Mean, Metric
 from common.optim import OptimConfig, ParamGroup
 from common.perf import ProfileConfig
 from common.preempt import Preempted
@@ -32,7 +32,6 @@ __all__ = [
     "ProfileConfig",
     "Result",
     "Rngs",
-    "RootMean",
     "StepConfig",
     "Task",
     "train",

@@ -5,7 +5,6 @@ import json
 import logging
 import pathlib
 import textwrap
-from types import TracebackType
 from typing import Any, Self
 
 import jax
@@ -65,12 +64,7 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         try:
             self._orbax.close()
         except Exception as failure:

@@ -1,7 +1,6 @@
 """The JSON form of frozen-dataclass configs, and the difference of two."""
 
 import dataclasses
-import difflib
 import json
 import zlib
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pydantic
 
+from common.choices import suggestion
 from common.task import Task
 
 Config = TypeVar("Config")
@@ -70,9 +70,7 @@ def from_json(kind: type[Config], text: str) -> Config:
     known = flatten(without_class(to_dict(config)))
     for key in flatten(data):
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown config key {key!r}{hint}")
+            raise ValueError(f"unknown config key {key!r}; {suggestion(key, known)}")
     return config
 
 

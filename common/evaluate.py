@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from common import metrics
 from common.data import OnePass
-from common.mesh import place
+from common.mesh import await_simulated, place
 
 
 class Evaluator(Protocol):
@@ -58,4 +58,5 @@ class MetricsEvaluator:
         for i in range(len(self.data)):
             part = self._step(params, place(self.data.batch(i), mesh))
             total = part if total is None else metrics.merge(total, part)
+            await_simulated(total, mesh)
         return {} if total is None else metrics.compute(total)

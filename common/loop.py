@@ -7,15 +7,13 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-
 from common import metrics
 from common.checkpoint import Checkpoints
 from common.config import to_dict
 from common.data import prefetch, stack_steps
 from common.data.arrays import Arrays
 from common.experiment import Experiment
-from common.mesh import place
+from common.mesh import await_simulated, place
 from common.perf import Ledger, Profiler, utilization
 from common.preempt import Preempted, StopRequest
 from common.progress import Progress
@@ -123,25 +121,24 @@ def train(experiment: Experiment[Any], *, description: str = "") -> Result:
         ledger = stack.enter_context(Ledger())
         with ledger("init"):
             setup = prepare(experiment)
-            mesh = setup.mesh
-            simulated = mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+            mesh, config = setup.mesh, to_dict(experiment)
             checkpoints: Checkpoints | None = None
             state: Any = None
             if workdir is not None:
                 pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
                 checkpoints = stack.enter_context(Checkpoints(workdir, experiment.checkpoint))
-                checkpoints.adopt_config(to_dict(experiment))
-                write_manifest(workdir, to_dict(experiment))
-                state = checkpoints.restore(setup.state_maker.abstract(mesh))
+                checkpoints.adopt_config(config)
+                write_manifest(workdir, config)
+                state = checkpoints.restore(setup.abstract_state)
             if state is None:
-                state = setup.state_maker.make(mesh)
+                state = setup.init_state()
             start = int(state.step)
         writers = make_writers(
             workdir,
             resume_step=start,
             tensorboard=experiment.log.tensorboard,
             wandb_project=experiment.log.wandb_project,
-            config=to_dict(experiment),
+            config=config,
         )
         for writer in writers:
             stack.callback(writer.close)
@@ -185,9 +182,7 @@ def train(experiment: Experiment[Any], *, description: str = "") -> Result:
                 batch = next(batches)
             with ledger("compile" if step == start else "step"):
                 state, window = setup.train_step(state, batch)
-                if simulated:
-                    # Several calls under way can starve each other's collectives of threads.
-                    jax.block_until_ready(window)
+                await_simulated(window, mesh)
             # Only now, with this call under way, are the metrics of an earlier one fetched.
             report.flush()
             done = step + per_call

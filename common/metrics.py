@@ -50,16 +50,6 @@ class Mean:
         return self.total / self.weight
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class RootMean(Mean):
-    """The square root of a weighted mean, for errors that are reported in the target's unit."""
-
-    def compute(self) -> Array:
-        """Return the root of the mean; NaN when nothing was counted."""
-        return jnp.sqrt(super().compute())
-
-
 def merge(a: Metrics, b: Metrics) -> Metrics:
     """Add two sets of metrics with the same names."""
     return jax.tree.map(jnp.add, a, b)

@@ -14,7 +14,6 @@ An ensemble whose members must not share a clipping norm maps the optimizer over
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -26,6 +25,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from common.choices import check_choice
 from common.transforms import decay_to_init, orthogonalize
 from common.tree import match_rules
 
@@ -55,7 +55,7 @@ class ParamGroup:
         if self.weight_decay is not None:
             _check(self.weight_decay >= 0, where, self, "weight_decay", "at least 0")
         if self.optimizer is not None:
-            _check_name(f"{where}.optimizer", self.optimizer, get_args(OptimizerName))
+            check_choice(f"{where}.optimizer", self.optimizer, get_args(OptimizerName))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,8 +100,8 @@ class OptimConfig:
     and every pattern must match some parameter."""
 
     def __post_init__(self) -> None:
-        _check_name("optim.name", self.name, get_args(OptimizerName))
-        _check_name("optim.schedule", self.schedule, get_args(ScheduleName))
+        check_choice("optim.name", self.name, get_args(OptimizerName))
+        check_choice("optim.schedule", self.schedule, get_args(ScheduleName))
         _check(0 < self.learning_rate < math.inf, "optim", self, "learning_rate", "positive")
         _check(self.warmup_steps >= 0, "optim", self, "warmup_steps", "at least 0")
         _check(0 <= self.final_fraction <= 1, "optim", self, "final_fraction", "between 0 and 1")
@@ -241,10 +241,3 @@ def _decay_rate(config: OptimConfig, group: ParamGroup) -> float:
 def _check(holds: bool, where: str, config: object, field: str, expected: str) -> None:
     if not holds:
         raise ValueError(f"{where}.{field} = {getattr(config, field)} must be {expected}")
-
-
-def _check_name(where: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
-        raise ValueError(f"{where} = {name!r} is unknown; {hint}")

@@ -7,7 +7,6 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 import jax
@@ -58,12 +57,7 @@ class Ledger:
         self._running.append("other")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._charge()
         self._running.pop()
 
@@ -189,12 +183,7 @@ class Profiler:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         if self._tracing:
             jax.profiler.stop_trace()
 

@@ -1,6 +1,7 @@
 """From a config to the parts of a run, checked but not yet computed."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from common.evaluate import Evaluator
 from common.experiment import Experiment
 from common.mesh import check_batch, make_mesh
 from common.optim import make_optimizer
-from common.state import StateMaker
+from common.state import TrainState, lay_out, make_init
 from common.step import abstract_metrics, make_train_step
 
 
@@ -19,14 +20,16 @@ from common.step import abstract_metrics, make_train_step
 class Setup:
     """The parts of a run, ready to compile; nothing has been computed on a device yet."""
 
-    experiment: Experiment
+    experiment: Experiment[Any]
     """The config."""
     mesh: Mesh
     """The device mesh."""
     data: Data
     """The training data."""
-    state_maker: StateMaker
-    """Makes the state, or its shapes and shardings."""
+    abstract_state: TrainState
+    """Shapes and shardings of the training state."""
+    init_state: Callable[[], TrainState]
+    """Jitted: makes the state of step 0 on the devices, every array directly in its layout."""
     train_step: Any
     """Jitted `(state, batches) -> (state, metrics)`; it takes over the state's memory."""
 
@@ -46,20 +49,22 @@ def prepare(experiment: Experiment[Any]) -> Setup:
     params = jax.eval_shape(task.init, jax.random.key(experiment.seed))
     optimizer = make_optimizer(experiment.optim, params, steps=experiment.steps)
     data = task.data(batch_size=experiment.batch_size, seed=experiment.seed)
-    state_maker = StateMaker(
-        task=task,
-        optimizer=optimizer,
-        abstract_window=abstract_metrics(task, experiment.step, params, data.spec()),
+    init = make_init(
+        task,
+        optimizer,
+        abstract_metrics(task, experiment.step, params, data.spec()),
         seed=experiment.seed,
         keep_ema=experiment.step.ema_decay is not None,
     )
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state_maker.abstract(mesh))
+    abstract_state = lay_out(init, task.sharding_rules(), mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
     step = make_train_step(task, optimizer, experiment.step, log_every=experiment.log.every)
     return Setup(
         experiment=experiment,
         mesh=mesh,
         data=data,
-        state_maker=state_maker,
+        abstract_state=abstract_state,
+        init_state=jax.jit(init, out_shardings=shardings),
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
     )
 

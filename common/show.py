@@ -7,6 +7,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from common.experiment import Experiment
+from common.perf import param_count
 from common.setup import prepare
 from common.tree import named_leaves
 
@@ -38,7 +39,7 @@ def describe(experiment: Experiment[Any]) -> str:
       ValueError: as `common.setup.prepare` does.
     """
     setup = prepare(experiment)
-    state = setup.state_maker.abstract(setup.mesh)
+    state = setup.abstract_state
     rows = [
         (name, str(leaf.shape), str(leaf.dtype), f"{math.prod(leaf.shape):,}", _spec(leaf))
         for name, leaf in named_leaves(state.params)
@@ -49,7 +50,7 @@ def describe(experiment: Experiment[Any]) -> str:
     def line(cells: tuple[str, ...]) -> str:
         return "  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
 
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    count = param_count(state.params)
     flops = experiment.task.flops(experiment.batch_size)
     lines = [
         f"mesh: {dict(setup.mesh.shape)} on {setup.mesh.devices.flat[0].platform}",

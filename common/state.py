@@ -1,6 +1,7 @@
 """The training state: one pytree of arrays, made by one jitted function in its final layout."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from common.mesh import like_parameters, parameter_shardings
 from common.metrics import Metrics
 from common.rng import stream
-from common.task import Params, Task
+from common.task import Params, ShardingRules, Task
 
 
 @jax.tree_util.register_dataclass
@@ -39,51 +40,52 @@ class TrainState:
         return self.params if self.ema is None else self.ema
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StateMaker:
-    """Makes the training state of a task; its shapes and shardings cost no compute."""
+def make_init(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    abstract_window: Metrics,
+    *,
+    seed: int,
+    keep_ema: bool,
+) -> Callable[[], TrainState]:
+    """Build the function that makes the state of step 0; to be jitted, or only shape-checked.
 
-    task: Task
-    """The task."""
-    optimizer: optax.GradientTransformation
-    """The optimizer."""
-    abstract_window: Metrics
-    """Shapes of the step's metrics."""
-    seed: int
-    """Seed of parameters and random streams."""
-    keep_ema: bool
-    """Whether the state holds averaged parameters."""
+    Args:
+      task: the task.
+      optimizer: the optimizer.
+      abstract_window: shapes of the step's metrics.
+      seed: seed of parameters and random streams.
+      keep_ema: whether the state holds averaged parameters.
+    """
 
-    def _init(self) -> TrainState:
-        key = jax.random.key(self.seed)
-        params = self.task.init(stream(key, "init"))
+    def init() -> TrainState:
+        key = jax.random.key(seed)
+        params = task.init(stream(key, "init"))
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            opt_state=self.optimizer.init(params),
-            ema=jax.tree.map(jnp.copy, params) if self.keep_ema else None,
+            opt_state=optimizer.init(params),
+            ema=jax.tree.map(jnp.copy, params) if keep_ema else None,
             rng=jax.random.key_data(key),
-            window=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.abstract_window),
+            window=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), abstract_window),
         )
 
-    def abstract(self, mesh: Mesh) -> TrainState:
-        """Return the state as `jax.ShapeDtypeStruct`s with their shardings."""
-        state = jax.eval_shape(self._init)
-        params = parameter_shardings(self.task.sharding_rules(), state.params, mesh)
-        replicated = NamedSharding(mesh, PartitionSpec())
-        shardings = dataclasses.replace(
-            jax.tree.map(lambda _: replicated, state),
-            params=params,
-            opt_state=like_parameters(state.opt_state, state.params, params, mesh),
-            ema=params if self.keep_ema else None,
-        )
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            state,
-            shardings,
-        )
+    return init
 
-    def make(self, mesh: Mesh) -> TrainState:
-        """Initialise the state on the devices, every array directly in its layout."""
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract(mesh))
-        return jax.jit(self._init, out_shardings=shardings)()
+
+def lay_out(init: Callable[[], TrainState], rules: ShardingRules, mesh: Mesh) -> TrainState:
+    """Return the state that `init` makes as `jax.ShapeDtypeStruct`s with their shardings."""
+    state = jax.eval_shape(init)
+    params = parameter_shardings(rules, state.params, mesh)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    shardings = dataclasses.replace(
+        jax.tree.map(lambda _: replicated, state),
+        params=params,
+        opt_state=like_parameters(state.opt_state, state.params, params, mesh),
+        ema=None if state.ema is None else params,
+    )
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings,
+    )

@@ -1,7 +1,6 @@
 """The training step: gradient of a sum, accumulated by weight, then one optimizer update."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -11,6 +10,7 @@ import optax
 from jax import Array
 
 from common import metrics
+from common.choices import check_choice
 from common.metrics import Mean, Metrics
 from common.rng import Rngs
 from common.state import TrainState
@@ -44,12 +44,9 @@ class StepConfig:
                 raise ValueError(f"step.{name} must be at least 1, got {getattr(self, name)}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"step.ema_decay must lie in [0, 1), got {self.ema_decay}")
-        for name, kind in (("remat", Remat), ("compute_dtype", ComputeDtype)):
-            value = getattr(self, name)
-            if value is not None and value not in get_args(kind):
-                near = difflib.get_close_matches(str(value), get_args(kind), n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"step.{name} is one of {get_args(kind)}, got {value!r}{hint}")
+        check_choice("step.remat", self.remat, get_args(Remat))
+        if self.compute_dtype is not None:
+            check_choice("step.compute_dtype", self.compute_dtype, get_args(ComputeDtype))
 
 
 def make_loss(task: Task, config: StepConfig) -> Callable[[Params, Batch, Rngs], Metrics]:
@@ -73,7 +70,7 @@ def make_loss(task: Task, config: StepConfig) -> Callable[[Params, Batch, Rngs],
         return loss
     policies = jax.checkpoint_policies
     policy = policies.nothing_saveable if config.remat == "full" else policies.dots_saveable
-    return jax.checkpoint(loss, policy=policy, static_argnums=())
+    return jax.checkpoint(loss, policy=policy)
 
 
 def abstract_metrics(task: Task, config: StepConfig, params: Params, batch: Batch) -> Metrics:

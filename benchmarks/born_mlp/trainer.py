@@ -39,6 +39,7 @@ from born_mlp import report
 from born_mlp.fit import ResidualFit
 from common import CheckpointConfig, Experiment, OptimConfig, train
 from common.data import stack_steps
+from common.optim import make_optimizer
 from common.perf import enable_compile_cache
 from common.setup import prepare
 from configs.born_mlp import quickstart
@@ -115,8 +116,9 @@ class BareLoop:
 
     def __init__(self, experiment: Experiment[Any], *, window: int = WINDOW) -> None:
         setup = prepare(experiment)
-        task, self._optimizer = experiment.task, setup.state_maker.optimizer
-        self._start = jax.device_get(setup.state_maker.make(setup.mesh).params)
+        task = experiment.task
+        self._start = jax.device_get(setup.init_state().params)
+        self._optimizer = make_optimizer(experiment.optim, self._start, steps=experiment.steps)
         self._batches = [
             jax.device_put(dict(stack_steps(setup.data, first, window)))
             for first in range(0, experiment.steps, window)
@@ -161,7 +163,7 @@ def difference(experiment: Experiment[Any]) -> float:
         optim=dataclasses.replace(experiment.optim, warmup_steps=0),
     )
     setup = prepare(short)
-    state = setup.state_maker.make(setup.mesh)
+    state = setup.init_state()
     batches = jax.device_put(dict(stack_steps(setup.data, 0, per_call)))
     state, _ = setup.train_step(state, batches)
     bare = BareLoop(short, window=per_call).run()[1]

@@ -6,7 +6,7 @@ depend on how many hosts or workers take part.
 
 import abc
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -43,14 +43,14 @@ def _checked_rows(arrays: Arrays) -> int:
 class EpochOrder:
     """An endless order of row numbers: each epoch a fresh permutation, addressable anywhere."""
 
-    def __init__(self, count: int, *, seed: int | Sequence[int]) -> None:
+    def __init__(self, count: int, *, seed: int) -> None:
         self._count = count
-        self._seed = (seed,) if isinstance(seed, int) else tuple(seed)
+        self._seed = seed
         # Two epochs at most meet in a batch, and batches are read in order.
         self._permutation = functools.lru_cache(maxsize=2)(self._permute)
 
     def _permute(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((*self._seed, epoch)).permutation(self._count)
+        return np.random.default_rng((self._seed, epoch)).permutation(self._count)
 
     def rows(self, start: int, count: int) -> np.ndarray:
         """Return the row numbers at positions `start` to `start + count` of the order."""

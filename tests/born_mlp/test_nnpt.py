@@ -133,6 +133,9 @@ def test_finished_iterations_are_not_trained_again(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "common.loop.stack_steps", lambda *a: pytest.fail("a finished run was trained again")
     )
+    monkeypatch.setattr(
+        ResidualFit, "terms", lambda *a: pytest.fail("kept terms were read off again")
+    )
     again = nnpt.run(plan)
     for a, b in zip(first.terms(), again.terms(), strict=True):
         np.testing.assert_array_equal(a, b)

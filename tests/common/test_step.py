@@ -43,7 +43,7 @@ def test_gradient_is_that_of_the_weighted_mean():
         checkpoint=dataclasses.replace(config.checkpoint, every=1),
     )
     setup = prepare(config)
-    before = jax.device_get(setup.state_maker.make(setup.mesh).params)
+    before = jax.device_get(setup.init_state().params)
     batch = setup.data.batch(0)
 
     def mean_loss(params):
@@ -91,7 +91,7 @@ def test_bfloat16_stays_near_float32():
 
 def test_the_step_compiles_once():
     setup = prepare(experiment(step=StepConfig(ema_decay=0.9)))
-    state = setup.state_maker.make(setup.mesh)
+    state = setup.init_state()
     for step in range(4):
         batch = place(dict(stack_steps(setup.data, step, 1)), setup.mesh, leading_axes=1)
         state, _ = setup.train_step(state, batch)
@@ -101,14 +101,14 @@ def test_the_step_compiles_once():
 def test_ema_follows_its_definition():
     result = train(experiment(step=StepConfig(ema_decay=0.5), steps=2))
     setup = prepare(experiment(steps=2))
-    start = jax.device_get(setup.state_maker.make(setup.mesh).params)
+    start = jax.device_get(setup.init_state().params)
     one = final_params(steps=2, log=experiment().log)
     assert result.params is result.state.ema
     # ema = (start / 2 + p1 / 2) / 2 + p2 / 2, which gives the parameters p1 after the first step.
     p1 = jax.tree.map(
         lambda e, s, p2: 4 * e - s - 2 * p2, jax.device_get(result.params), start, one
     )
-    state = setup.state_maker.make(setup.mesh)
+    state = setup.init_state()
     batch = place(dict(stack_steps(setup.data, 0, 1)), setup.mesh, leading_axes=1)
     state, _ = setup.train_step(state, batch)
     assert_close(p1, jax.device_get(state.params), atol=1e-5)
@@ -144,7 +144,7 @@ def test_logged_metrics_are_means_over_the_window():
     windowed = train(experiment(log=dataclasses.replace(experiment().log, every=12)))
     losses = []
     setup = prepare(experiment(log=dataclasses.replace(experiment().log, every=1)))
-    state = setup.state_maker.make(setup.mesh)
+    state = setup.init_state()
     for step in range(12):
         batch = place(dict(stack_steps(setup.data, step, 1)), setup.mesh, leading_axes=1)
         state, window = setup.train_step(state, batch)
