@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -37,6 +38,14 @@ def assert_same_state(a: TrainState, b: TrainState) -> None:
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def saved_steps(workdir: pathlib.Path) -> list[int]:
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def stopped_step(stopped: Preempted) -> int:
+    return int(re.search(r"stopped at step (\d+) of 12", str(stopped))[1])
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -82,6 +91,7 @@ def test_a_stopped_run_resumes_bitwise(settings, stop, tmp_path, monkeypatch):
         with pytest.raises(Preempted) as stopped:
             train(experiment(**settings, workdir=str(tmp_path / "parts")))
     assert stopped.value.code == 143
+    assert stopped_step(stopped.value) in saved_steps(tmp_path / "parts")
     resumed = train(experiment(**settings, workdir=str(tmp_path / "parts")))
     assert_same_state(whole.state, resumed.state)
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
@@ -102,8 +112,10 @@ def test_a_signal_is_honoured_whenever_it_comes(owner, method, stops_at, tmp_pat
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, method, signalling)
-        with pytest.raises(Preempted, match=f"stopped at step {stops_at} of 12"):
+        with pytest.raises(Preempted) as stopped:
             train(experiment(workdir=str(tmp_path / "parts")))
+    assert stopped_step(stopped.value) == stops_at
+    assert saved_steps(tmp_path / "parts") == ([stops_at] if stops_at else [])
     resumed = train(experiment(workdir=str(tmp_path / "parts")))
     assert_same_state(whole.state, resumed.state)
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
@@ -132,9 +144,8 @@ def truncate_files(checkpoint: pathlib.Path) -> None:
 @pytest.mark.parametrize("tear", [lose_arrays, truncate_files])
 def test_a_torn_newest_checkpoint_is_passed_over(tear, tmp_path, caplog):
     whole = train(experiment(workdir=str(tmp_path)))
-    saved = tmp_path / "checkpoints"
-    assert sorted(int(p.name) for p in saved.iterdir() if p.name.isdigit()) == [4, 8, 12]
-    tear(saved / "12")
+    assert saved_steps(tmp_path) == [4, 8, 12]
+    tear(tmp_path / "checkpoints" / "12")
     resumed = train(experiment(workdir=str(tmp_path)))
     assert "step 12 cannot be read, passed over" in caplog.text
     assert_same_state(whole.state, resumed.state)

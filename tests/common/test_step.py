@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common import Mean, MeshConfig, OptimConfig, StepConfig, train
+from common import CheckpointConfig, Mean, MeshConfig, OptimConfig, StepConfig, train
 from common.data import stack_steps
 from common.mesh import place
 from common.setup import prepare
@@ -99,19 +99,42 @@ def test_the_step_compiles_once():
 
 
 def test_ema_follows_its_definition():
-    result = train(experiment(step=StepConfig(ema_decay=0.5), steps=2))
+    result = train(experiment(step=StepConfig(ema_decay=0.9), steps=2))
     setup = prepare(experiment(steps=2))
-    start = jax.device_get(setup.init_state().params)
-    one = final_params(steps=2, log=experiment().log)
-    assert result.params is result.state.ema
-    # ema = (start / 2 + p1 / 2) / 2 + p2 / 2, which gives the parameters p1 after the first step.
-    p1 = jax.tree.map(
-        lambda e, s, p2: 4 * e - s - 2 * p2, jax.device_get(result.params), start, one
-    )
     state = setup.init_state()
-    batch = place(dict(stack_steps(setup.data, 0, 1)), setup.mesh, leading_axes=1)
-    state, _ = setup.train_step(state, batch)
-    assert_close(p1, jax.device_get(state.params), atol=1e-5)
+    ema = jax.device_get(state.params)
+    for step in range(2):
+        batch = place(dict(stack_steps(setup.data, step, 1)), setup.mesh, leading_axes=1)
+        state, _ = setup.train_step(state, batch)
+        ema = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, ema, jax.device_get(state.params))
+    assert result.params is result.state.ema
+    assert_close(ema, jax.device_get(result.params))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing(Toy):
+    """Toy task that reports a random number and its square."""
+
+    def loss(self, params, batch, rngs):
+        draw = jax.random.uniform(rngs("draw"))
+        one = jnp.ones(())
+        return {
+            **self.metrics(params, batch),
+            "draw": Mean(draw, one),
+            "square": Mean(draw**2, one),
+        }
+
+
+@pytest.mark.parametrize("steps", [StepConfig(accumulate=2), StepConfig(per_call=2)])
+def test_every_microbatch_and_step_draws_anew(steps):
+    log = dataclasses.replace(experiment().log, every=2)
+    found = train(experiment(Drawing(), steps=2, step=steps, log=log)).metrics
+    assert found["train/square"] - found["train/draw"] ** 2 > 1e-4
+    if steps.accumulate == 2:
+        log = dataclasses.replace(log, every=1)
+        settings = {"steps": 1, "log": log, "checkpoint": CheckpointConfig(every=1)}
+        found = train(experiment(Drawing(), step=steps, **settings)).metrics
+        assert found["train/square"] - found["train/draw"] ** 2 > 1e-4
 
 
 def test_a_step_that_is_not_finite_is_skipped():
