@@ -1,0 +1,237 @@
+"""The layers of a T5: embedding, relative position bias, feed-forward, the two kinds of block."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from common.nn.attention import MultiHeadAttention, dot_product_attention
+from common.nn.layers import Linear, RMSNorm, dropout, split_key
+from molt5_multitask.config import T5Config
+
+
+class Embedding(nnx.Module):
+    """A table with one row for each id."""
+
+    def __init__(self, rows: int, features: int, *, rngs: nnx.Rngs) -> None:
+        self.table = nnx.Param(jax.random.normal(rngs.params(), (rows, features), jnp.float32))
+
+    def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... d"]:
+        """Look up the rows."""
+        return jnp.take(self.table[...], ids, axis=0)
+
+
+def position_buckets(
+    distances: Int[np.ndarray, "..."], *, buckets: int, max_distance: int, bidirectional: bool
+) -> Int[np.ndarray, "..."]:
+    """Return the bucket of each `distance = key position - query position`.
+
+    Half of the buckets of a direction hold one distance each; the other half widen geometrically
+    up to `max_distance`, from where the last one takes all. Both directions have their own buckets,
+    or keys after the query share bucket 0.
+    """
+    offset = np.zeros_like(distances)
+    if bidirectional:
+        buckets //= 2
+        offset = np.where(distances > 0, buckets, 0)
+        distances = np.abs(distances)
+    else:
+        distances = np.maximum(-distances, 0)
+    exact = buckets // 2
+    # Counting edges, with a margin for rounding, keeps distances that lie on an edge beyond it.
+    edges = exact * (max_distance / exact) ** (np.arange(1, buckets - exact) / (buckets - exact))
+    wide = exact + np.searchsorted(edges - 1e-6, distances, side="right")
+    return offset + np.where(distances < exact, distances, wide)
+
+
+class RelativeBias(nnx.Module):
+    """Attention bias by head and bucket of the relative position."""
+
+    def __init__(self, config: T5Config, *, bidirectional: bool, rngs: nnx.Rngs) -> None:
+        self.bucket = functools.partial(
+            position_buckets,
+            buckets=config.buckets,
+            max_distance=config.max_distance,
+            bidirectional=bidirectional,
+        )
+        shape = (config.buckets, config.heads)
+        normal = jax.random.normal(rngs.params(), shape, jnp.float32)
+        self.table = nnx.Param(config.d_model**-0.5 * normal)
+
+    def at(self, distances: Int[np.ndarray, "..."]) -> Float[Array, "H ..."]:
+        """Return the bias at each distance, key position - query position."""
+        return jnp.moveaxis(self.table[...][self.bucket(distances)], -1, 0)
+
+    def __call__(self, length: int) -> Float[Array, "1 H L L"]:
+        """Return the bias between all positions of a row."""
+        positions = np.arange(length)
+        return self.at(positions[None, :] - positions[:, None])[None]
+
+
+class FeedForward(nnx.Module):
+    """`wo(relu(wi x))`, or `wo(gelu(gate x) * wi x)`."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        narrow, wide = (config.d_model,), (config.d_ff,)
+        self.wi = Linear(narrow, wide, stddev=config.d_model**-0.5, rngs=rngs)
+        self.gate = (
+            Linear(narrow, wide, stddev=config.d_model**-0.5, rngs=rngs)
+            if config.feed_forward == "gated-gelu"
+            else None
+        )
+        self.wo = Linear(wide, narrow, stddev=config.d_ff**-0.5, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B L d"], key: Array | None) -> Float[Array, "B L d"]:
+        """Map each position by itself."""
+        hidden = self.wi(x)
+        if self.gate is None:
+            hidden = jax.nn.relu(hidden)
+        else:
+            hidden = jax.nn.gelu(self.gate(x), approximate=True) * hidden
+        return self.wo(drop(hidden, self.config, key))
+
+
+def drop(x: Float[Array, "B L d"], config: T5Config, key: Array | None) -> Float[Array, "B L d"]:
+    """Apply the dropout of activations."""
+    return dropout(x, config.dropout, key, shared_axes=(1,) if config.dropout_shared else ())
+
+
+def _attention(config: T5Config, *, rngs: nnx.Rngs) -> MultiHeadAttention:
+    return MultiHeadAttention(
+        config.d_model,
+        heads=config.heads,
+        d_head=config.d_kv,
+        query_stddev=(config.d_model * config.d_kv) ** -0.5,
+        stddev=config.d_model**-0.5,
+        out_stddev=(config.heads * config.d_kv) ** -0.5,
+        rngs=rngs,
+    )
+
+
+def _norm(config: T5Config) -> RMSNorm:
+    return RMSNorm(config.d_model, eps=config.norm_eps)
+
+
+class EncoderBlock(nnx.Module):
+    """Self-attention and feed-forward, each normalised before and added to the stream."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.attention_norm = _norm(config)
+        self.attention = _attention(config, rngs=rngs)
+        self.feed_forward_norm = _norm(config)
+        self.feed_forward = FeedForward(config, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L d"],
+        key: Array | None,
+        *,
+        bias: Float[Array, "1 H L L"],
+        mask: Bool[Array, "B 1 L L"],
+    ) -> Float[Array, "B L d"]:
+        """Transform the stream; `key` draws the dropout."""
+        keys = split_key(key, 4)
+        y = self.attention_norm(x)
+        y = _attend(self.attention, y, y, self.config, keys[0], bias=bias, mask=mask)
+        x = x + drop(y, self.config, keys[1])
+        y = self.feed_forward(self.feed_forward_norm(x), keys[2])
+        return x + drop(y, self.config, keys[3])
+
+
+class DecoderBlock(nnx.Module):
+    """Causal self-attention, attention to the encoder's result, and feed-forward."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.self_attention_norm = _norm(config)
+        self.self_attention = _attention(config, rngs=rngs)
+        self.cross_attention_norm = _norm(config)
+        self.cross_attention = _attention(config, rngs=rngs)
+        self.feed_forward_norm = _norm(config)
+        self.feed_forward = FeedForward(config, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T d"],
+        key: Array | None,
+        *,
+        encoded: Float[Array, "B L d"],
+        bias: Float[Array, "1 H T T"],
+        mask: Bool[Array, "B 1 T T"],
+        cross_mask: Bool[Array, "B 1 T L"],
+    ) -> Float[Array, "B T d"]:
+        """Transform the stream; `key` draws the dropout."""
+        keys = split_key(key, 6)
+        y = self.self_attention_norm(x)
+        y = _attend(self.self_attention, y, y, self.config, keys[0], bias=bias, mask=mask)
+        x = x + drop(y, self.config, keys[1])
+        y = self.cross_attention_norm(x)
+        y = _attend(self.cross_attention, y, encoded, self.config, keys[2], mask=cross_mask)
+        x = x + drop(y, self.config, keys[3])
+        y = self.feed_forward(self.feed_forward_norm(x), keys[4])
+        return x + drop(y, self.config, keys[5])
+
+    def step(
+        self,
+        x: Float[Array, "B K d"],
+        keys: Float[Array, "B H K T D"],
+        values: Float[Array, "B H K T D"],
+        index: Int[Array, ""],
+        *,
+        cross_keys: Float[Array, "B H L D"],
+        cross_values: Float[Array, "B H L D"],
+        bias: Float[Array, "1 H 1 KT"],
+        mask: Bool[Array, "B 1 K KT"],
+        cross_mask: Bool[Array, "B 1 1 L"],
+    ) -> tuple[Float[Array, "B K d"], Float[Array, "B H K T D"], Float[Array, "B H K T D"]]:
+        """Transform the newest position of K beams; see `molt5_multitask.model.Cache`.
+
+        The beams of an example ask the same keys, so they stand where positions stand in training.
+        """
+        y = self.self_attention_norm(x)
+        new_keys, new_values = self.self_attention.keys_values(y)
+        keys = jax.lax.dynamic_update_slice_in_dim(keys, new_keys[..., None, :], index, axis=3)
+        values = jax.lax.dynamic_update_slice_in_dim(values, new_values[..., None, :], index, 3)
+        b, h, k, t, d = keys.shape
+        y = dot_product_attention(
+            self.self_attention.queries(y),
+            keys.reshape(b, h, k * t, d),
+            values.reshape(b, h, k * t, d),
+            bias=bias,
+            mask=mask,
+        )
+        x = x + self.self_attention.merge(y)
+        y = self.cross_attention.queries(self.cross_attention_norm(x))
+        y = dot_product_attention(y, cross_keys, cross_values, mask=cross_mask)
+        x = x + self.cross_attention.merge(y)
+        return x + self.feed_forward(self.feed_forward_norm(x), None), keys, values
+
+
+def _attend(
+    attention: MultiHeadAttention,
+    x: Float[Array, "B Q d"],
+    memory: Float[Array, "B K d"],
+    config: T5Config,
+    key: Array | None,
+    *,
+    mask: Bool[Array, "B 1 Q K"],
+    bias: Float[Array, "1 H Q K"] | None = None,
+) -> Float[Array, "B Q d"]:
+    keys, values = attention.keys_values(memory)
+    heads = dot_product_attention(
+        attention.queries(x),
+        keys,
+        values,
+        bias=bias,
+        mask=mask,
+        dropout_rate=config.dropout,
+        dropout_key=key,
+        dropout_shared=config.dropout_shared,
+    )
+    return attention.merge(heads)

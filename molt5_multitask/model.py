@@ -1,0 +1,301 @@
+"""T5 as one NNX module, used through pure functions of its parameters.
+
+    config = preset("t5-small")
+    params = init(config, jax.random.key(0))          # a nested dict of arrays
+
+    @jax.jit
+    def logits(params, batch):
+        model = bind(config, params)                  # inside the traced function
+        return model.logits(model(batch))
+
+Blocks are stacked: their arrays have a leading axis of layers. Rows may pack several examples:
+`segments` are 0 at padding and 1, 2, ... at the positions of the examples, and nothing attends
+across them. Positions enter through their differences only, so they need no reset.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Int
+
+from common.nn.attention import MASKED
+from common.nn.layers import RMSNorm, split_key
+from common.rng import Rngs
+from common.task import Params
+from molt5_multitask.blocks import DecoderBlock, Embedding, EncoderBlock, RelativeBias, drop
+from molt5_multitask.config import PAD, PRESETS, T5Config, preset
+
+__all__ = ["PRESETS", "Cache", "T5", "T5Config", "bind", "init", "preset", "shift_right"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """What decoding step by step keeps, for K beams of each of B examples and at most T tokens.
+
+    A beam's history may have been written by other beams. Instead of moving keys and values when
+    beams are reordered, `writers` says whose they are, and attention looks there.
+    """
+
+    index: Int[Array, ""]
+    """Tokens taken so far."""
+    writers: Int[Array, "B K T"]
+    """The beam that wrote position t of beam k's history."""
+    keys: tuple[Float[Array, "B H K T D"], ...]
+    """Self-attention keys by layer and writer."""
+    values: tuple[Float[Array, "B H K T D"], ...]
+    """Self-attention values by layer and writer."""
+    cross_keys: tuple[Float[Array, "B H L D"], ...]
+    """Keys of the encoder's result by layer, once for all beams."""
+    cross_values: tuple[Float[Array, "B H L D"], ...]
+    """Values of the encoder's result by layer."""
+    segments: Int[Array, "B L"]
+    """1 where the encoder's result is of the example, 0 at padding."""
+    distance_bias: Float[Array, "H T"]
+    """Position bias 0, 1, ... tokens back."""
+
+    def reorder(self, beams: Int[Array, "B K"]) -> "Cache":
+        """Let beam k go on with the history of beam `beams[:, k]`."""
+        writers = jnp.take_along_axis(self.writers, beams[:, :, None], axis=1)
+        return dataclasses.replace(self, writers=writers)
+
+
+class Stack(nnx.Module):
+    """Blocks, stacked over layers, with their shared position bias and the norm at the end."""
+
+    def __init__(
+        self,
+        block: Callable[..., EncoderBlock | DecoderBlock],
+        layers: int,
+        config: T5Config,
+        *,
+        bidirectional: bool,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.config, self.layers = config, layers
+
+        @nnx.split_rngs(splits=layers)
+        @nnx.vmap
+        def make(rngs: nnx.Rngs) -> EncoderBlock | DecoderBlock:
+            return block(config, rngs=rngs)
+
+        self.blocks = make(rngs)
+        self.relative_bias = RelativeBias(config, bidirectional=bidirectional, rngs=rngs)
+        self.final_norm = RMSNorm(config.d_model, eps=config.norm_eps)
+
+    def __call__(
+        self, x: Float[Array, "B L d"], key: Array | None, **context: Array
+    ) -> Float[Array, "B L d"]:
+        """Run all blocks; `context` goes to each of them."""
+        config = self.config
+        graph, stacked = nnx.split(self.blocks)
+        first, last, *layer_keys = split_key(key, 2 + self.layers)
+        bias = self.relative_bias(x.shape[1])
+
+        def run(x: Array, layer: Any, key: Array | None, context: Mapping[str, Array]) -> Array:
+            return nnx.merge(graph, layer)(x, key, bias=bias, **context)
+
+        if config.remat != "none":
+            policies = jax.checkpoint_policies
+            dots = policies.dots_with_no_batch_dims_saveable
+            policy = policies.nothing_saveable if config.remat == "full" else dots
+            run = jax.checkpoint(run, policy=policy)
+        x = drop(x, config, first)
+        if config.scan:
+            keys = None if key is None else jnp.stack(layer_keys)
+            x, _ = jax.lax.scan(
+                lambda x, layer: (run(x, *layer, context), None), x, (stacked, keys)
+            )
+        else:
+            for l, layer_key in enumerate(layer_keys):
+                x = run(x, jax.tree.map(lambda leaf, l=l: leaf[l], stacked), layer_key, context)
+        return drop(self.final_norm(x), config, last)
+
+    def block(self, layer: int) -> Any:
+        """Return one of the blocks."""
+        graph, stacked = nnx.split(self.blocks)
+        return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[layer], stacked))
+
+
+class T5(nnx.Module):
+    """The encoder-decoder. It computes in the type of its parameters; see `common.nn.layers`."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.embedding = Embedding(config.vocab_rows, config.d_model, rngs=rngs)
+        self.encoder = Stack(
+            EncoderBlock, config.encoder_layers, config, bidirectional=True, rngs=rngs
+        )
+        self.decoder = Stack(
+            DecoderBlock, config.decoder_layers, config, bidirectional=False, rngs=rngs
+        )
+        self.lm_head = (
+            None if config.tied else Embedding(config.vocab_rows, config.d_model, rngs=rngs)
+        )
+
+    @property
+    def output_table(self) -> Float[Array, "V d"]:
+        """The matrix that projects to the vocabulary; rows from `vocab_size` on are spare."""
+        return (self.lm_head or self.embedding).table[...]
+
+    def encode(
+        self, inputs: Int[Array, "B L"], segments: Int[Array, "B L"], rngs: Rngs | None = None
+    ) -> Float[Array, "B L d"]:
+        """Encode rows of ids; without `rngs` there is no dropout."""
+        mask = (segments[:, :, None] == segments[:, None, :])[:, None]
+        return self.encoder(self.embedding(inputs), rngs and rngs("dropout/encoder"), mask=mask)
+
+    def decode(
+        self,
+        decoder_inputs: Int[Array, "B T"],
+        segments: Int[Array, "B T"],
+        *,
+        encoded: Float[Array, "B L d"],
+        input_segments: Int[Array, "B L"],
+        rngs: Rngs | None = None,
+    ) -> Float[Array, "B T d"]:
+        """Decode all positions at once, each from those before it (teacher forcing).
+
+        Returns:
+          The states that `logits` projects to the vocabulary.
+        """
+        length = segments.shape[1]
+        same = segments[:, :, None] == segments[:, None, :]
+        hidden = self.decoder(
+            self.embedding(decoder_inputs),
+            rngs and rngs("dropout/decoder"),
+            encoded=encoded,
+            mask=(same & np.tri(length, dtype=bool))[:, None],
+            cross_mask=(segments[:, :, None] == input_segments[:, None, :])[:, None],
+        )
+        return self._scaled(hidden)
+
+    def __call__(
+        self, batch: Mapping[str, Int[Array, "B ..."]], rngs: Rngs | None = None
+    ) -> Float[Array, "B T d"]:
+        """Return the decoder's states for a training batch.
+
+        Args:
+          batch: `inputs` and `input_segments` (B, L), `targets` and `target_segments` (B, T).
+          rngs: random streams of dropout; None for none.
+        """
+        encoded = self.encode(batch["inputs"], batch["input_segments"], rngs)
+        return self.decode(
+            shift_right(batch["targets"], batch["target_segments"]),
+            batch["target_segments"],
+            encoded=encoded,
+            input_segments=batch["input_segments"],
+            rngs=rngs,
+        )
+
+    def logits(self, hidden: Float[Array, "... d"]) -> Float[Array, "... V"]:
+        """Project decoder states to float32 logits, of all `vocab_rows`; spare ones are -1e9."""
+        table = self.output_table
+        logits = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+        spare = np.arange(len(table)) >= self.config.vocab_size
+        return jnp.where(spare, MASKED, logits) if spare.any() else logits
+
+    def init_cache(
+        self,
+        encoded: Float[Array, "B L d"],
+        segments: Int[Array, "B L"],
+        *,
+        beams: int,
+        max_tokens: int,
+    ) -> Cache:
+        """Make the cache for decoding up to `max_tokens` tokens, the start token among them."""
+        config = self.config
+        shape = (len(encoded), config.heads, beams, max_tokens, config.d_kv)
+        blocks = [self.decoder.block(l) for l in range(config.decoder_layers)]
+        cross = [block.cross_attention.keys_values(encoded) for block in blocks]
+        empty = tuple(jnp.zeros(shape, encoded.dtype) for _ in blocks)
+        own = jnp.arange(beams, dtype=jnp.int32)[:, None]
+        return Cache(
+            index=jnp.zeros((), jnp.int32),
+            writers=jnp.broadcast_to(own, (len(encoded), beams, max_tokens)),
+            keys=empty,
+            values=jax.tree.map(jnp.copy, empty),
+            cross_keys=tuple(keys for keys, _ in cross),
+            cross_values=tuple(values for _, values in cross),
+            segments=segments,
+            distance_bias=self.decoder.relative_bias.at(-np.arange(max_tokens)),
+        )
+
+    def decode_step(
+        self, cache: Cache, tokens: Int[Array, "B K"]
+    ) -> tuple[Float[Array, "B K V"], Cache]:
+        """Take one more token of each beam; the first is the start token, id 0.
+
+        Returns:
+          Float32 logits of the next token, and the cache with this one in it.
+        """
+        t = cache.writers.shape[-1]
+        beams = tokens.shape[1]
+        # What a beam writes now is its own.
+        now = jnp.arange(t) == cache.index
+        own = jnp.arange(beams, dtype=jnp.int32)[:, None]
+        writers = jnp.where(now, own, cache.writers)
+        written = jnp.arange(t) <= cache.index
+        mask = (writers[:, :, None, :] == own) & written  # (B, reading beam, writing beam, T)
+        back = jnp.maximum(cache.index - jnp.arange(t), 0)
+        bias = jnp.tile(cache.distance_bias[:, back], beams)
+        x = self.embedding(tokens)
+        keys, values = [], []
+        for l in range(self.config.decoder_layers):
+            x, new_keys, new_values = self.decoder.block(l).step(
+                x,
+                cache.keys[l],
+                cache.values[l],
+                cache.index,
+                cross_keys=cache.cross_keys[l],
+                cross_values=cache.cross_values[l],
+                bias=bias[None, :, None],
+                mask=mask.reshape(len(mask), 1, beams, beams * t),
+                cross_mask=(cache.segments > 0)[:, None, None],
+            )
+            keys.append(new_keys)
+            values.append(new_values)
+        logits = self.logits(self._scaled(self.decoder.final_norm(x)))
+        cache = dataclasses.replace(
+            cache,
+            index=cache.index + 1,
+            writers=writers,
+            keys=tuple(keys),
+            values=tuple(values),
+        )
+        return logits, cache
+
+    def _scaled(self, hidden: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
+        return hidden * self.config.d_model**-0.5 if self.config.scale_output else hidden
+
+
+def init(config: T5Config, key: Array) -> Params:
+    """Draw the parameters: a nested dict of float32 arrays."""
+    _, state = nnx.split(T5(config, rngs=nnx.Rngs(params=key)))
+    return nnx.to_pure_dict(state)
+
+
+@functools.lru_cache
+def _graph(config: T5Config) -> nnx.GraphDef[T5]:
+    return nnx.graphdef(nnx.eval_shape(lambda: T5(config, rngs=nnx.Rngs(0))))
+
+
+def bind(config: T5Config, params: Params) -> T5:
+    """Return the model with these parameters; call it inside the function that is traced."""
+    return nnx.merge(_graph(config), params)
+
+
+def shift_right(targets: Int[Array, "B T"], segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Return the decoder's inputs: each example's targets one later, after the start token."""
+
+    def shift(x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (1, 0)))[:, :-1]
+
+    return jnp.where(shift(segments) == segments, shift(targets), PAD)
