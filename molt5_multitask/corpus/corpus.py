@@ -1,0 +1,130 @@
+"""The synthetic corpus: examples of all five tasks, and their split."""
+
+import dataclasses
+import random
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from rdkit import Chem
+
+from molt5_multitask.corpus.captions import caption
+from molt5_multitask.corpus.molecules import assemble
+from molt5_multitask.corpus.procedures import procedure
+from molt5_multitask.corpus.reactions import draw
+from molt5_multitask.corpus.vocabulary import train_vocabulary
+from molt5_multitask.tasks import TASKS, Example
+from molt5_multitask.tokenizer import Tokenizer
+
+Examples = dict[str, list[Example]]
+
+
+class Corpus(NamedTuple):
+    """Examples by task, split."""
+
+    train: Examples
+    """Training examples."""
+    held_out: Examples
+    """Examples whose molecule, product or paragraph occurs in no training example."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SyntheticCorpus:
+    """What the corpus is made of. The same config gives the same corpus on every machine."""
+
+    seed: int = 0
+    """Seed of all choices."""
+    molecules: int = 4000
+    """Captioned molecules: examples of text_to_molecule and molecule_to_text, held out included."""
+    reactions: int = 4000
+    """Reactions: examples of forward and of retrosynthesis, held out included."""
+    procedures: int = 4000
+    """Paragraphs: examples of paragraph_to_actions, held out included."""
+    held_out: float = 0.1
+    """Share of molecules, products and paragraphs that is held out."""
+    substituents: int = 12
+    """Kinds of substituents on the captioned molecules, at most 27."""
+    groups: int = 18
+    """Kinds of aromatic and of aliphatic groups of the building blocks, at most 30."""
+    reaction_classes: int = 16
+    """Reaction classes, at most 16."""
+    vocabulary: int = 1024
+    """Pieces of the vocabulary."""
+
+    def make(self) -> Corpus:
+        """Make all examples.
+
+        Raises:
+          ValueError: if the pieces do not give as many different examples as are asked for.
+        """
+        corpus = Corpus({name: [] for name in TASKS}, {name: [] for name in TASKS})
+
+        def add(key: str, *examples: Example) -> None:
+            # Held out by content, so that a molecule is on one side in all tasks.
+            held_out = zlib.crc32(f"{self.seed} {key}".encode()) < self.held_out * 2**32
+            for example in examples:
+                corpus[held_out][example.task].append(example)
+
+        for smiles, text in self._take("molecules", self._molecules()).items():
+            add(
+                smiles,
+                Example("molecule_to_text", smiles, text),
+                Example("text_to_molecule", text, smiles),
+            )
+        for product, precursors in self._take("reactions", self._reactions()).items():
+            add(
+                product,
+                Example("forward", precursors, product),
+                Example("retrosynthesis", product, precursors),
+            )
+        for paragraph, actions in self._take("procedures", self._procedures()).items():
+            add(paragraph, Example("paragraph_to_actions", paragraph, actions))
+        return corpus
+
+    def tokenizer(self, corpus: Corpus) -> Tokenizer:
+        """Train the vocabulary on the training examples and the prompts."""
+        texts = (
+            text
+            for name, examples in corpus.train.items()
+            for example in examples
+            for text in (TASKS[name].prompt + example.input, example.target)
+        )
+        return train_vocabulary(texts, size=self.vocabulary)
+
+    def _take(self, what: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+        """Collect as many pairs with different first members as the config asks for."""
+        wanted = getattr(self, what)
+        found: dict[str, str] = {}
+        for first, second in pairs:
+            found.setdefault(first, second)
+            if len(found) == wanted:
+                return found
+        raise ValueError(
+            f"{what}: only {len(found)} different ones of {wanted} were found; ask for fewer, or"
+            " allow more substituents, groups or reaction classes"
+        )
+
+    def _rng(self, name: str) -> random.Random:
+        return random.Random(f"{self.seed} {name}")
+
+    def _molecules(self) -> Iterator[tuple[str, str]]:
+        rng = self._rng("molecules")
+        for _ in range(20 * self.molecules):
+            mol = assemble(rng, substituents=self.substituents, most=3)
+            yield Chem.MolToSmiles(mol), caption(mol)
+
+    def _reactions(self) -> Iterator[tuple[str, str]]:
+        for pair in draw(self._rng("reactions"), groups=self.groups, classes=self.reaction_classes):
+            yield pair.product, pair.precursors
+
+    def _procedures(self) -> Iterator[tuple[str, str]]:
+        rng = self._rng("procedures")
+        for _ in range(20 * self.procedures):
+            yield procedure(rng)
+
+
+def copy_baseline(examples: Mapping[str, Sequence[Example]]) -> dict[str, float]:
+    """Return the exact match of copying the input, by task."""
+    return {
+        name: sum(e.input == e.target for e in rows) / len(rows) for name, rows in examples.items()
+    }

@@ -1,0 +1,112 @@
+"""The pieces that synthetic molecules are made of.
+
+Each piece is a SMILES whose first atom is bonded to what stands before it, so that molecules are
+made by writing pieces one after another; RDKit then reads and checks the whole.
+"""
+
+SUBSTITUENTS = {
+    "methyl": "C",
+    "fluoro": "F",
+    "chloro": "Cl",
+    "methoxy": "OC",
+    "hydroxy": "O",
+    "amino": "N",
+    "nitro": "[N+](=O)[O-]",
+    "cyano": "C#N",
+    "carboxy": "C(=O)O",
+    "trifluoromethyl": "C(F)(F)F",
+    "bromo": "Br",
+    "acetyl": "C(C)=O",
+    "ethyl": "CC",
+    "dimethylamino": "N(C)C",
+    "methoxycarbonyl": "C(=O)OC",
+    "carbamoyl": "C(N)=O",
+    "isopropyl": "C(C)C",
+    "ethoxy": "OCC",
+    "hydroxymethyl": "CO",
+    "methylsulfonyl": "S(C)(=O)=O",
+    "cyclopropyl": "C9CC9",
+    "acetamido": "NC(C)=O",
+    "formyl": "C=O",
+    "tert-butyl": "C(C)(C)C",
+    "methylsulfanyl": "SC",
+    "(E)-prop-1-enyl": "/C=C/C",
+    "(Z)-prop-1-enyl": "/C=C\\C",
+}
+"""Substituents by name, the most common first: a smaller corpus uses the first of them."""
+
+SCAFFOLDS = {
+    "benzene": "[cH:1]1[cH:2][cH:3][cH:4][cH:5][cH:6]1",
+    "pyridine": "n1[cH:2][cH:3][cH:4][cH:5][cH:6]1",
+    "pyrimidine": "n1[cH:2]n[cH:4][cH:5][cH:6]1",
+    "thiophene": "s1[cH:2][cH:3][cH:4][cH:5]1",
+    "cyclohexane": "[CH2:1]1[CH2:2][CH2:3][CH2:4][CH2:5][CH2:6]1",
+    "furan": "o1[cH:2][cH:3][cH:4][cH:5]1",
+    "piperidine": "N1[CH2:2][CH2:3][CH2:4][CH2:5][CH2:6]1",
+    "naphthalene": "[cH:1]1[cH:2][cH:3][cH:4]c2[cH:5][cH:6][cH:7][cH:8]c12",
+    "quinoline": "n1[cH:2][cH:3][cH:4]c2[cH:5][cH:6][cH:7][cH:8]c12",
+    "pyrazine": "n1[cH:2][cH:3]n[cH:5][cH:6]1",
+}
+"""Ring systems by name, with the locants of their positions as atom map numbers."""
+
+ARYLS = (
+    "c1ccccc1",
+    "c1ccc(F)cc1",
+    "c1ccc(OC)cc1",
+    "c1cccnc1",
+    "c1ccc(C)cc1",
+    "c1cccc(Cl)c1",
+    "c1cccs1",
+    "c1ccc(C(F)(F)F)cc1",
+    "c1ccncc1",
+    "c1ccccc1C",
+    "c1cccc(OC)c1",
+    "c1ccc(Cl)cc1",
+    "c1ccco1",
+    "c1ccccc1F",
+    "c1ccc2ccccc2c1",
+    "c1cccc(C#N)c1",
+    "c1ccc(C(C)C)cc1",
+    "c1cncnc1",
+    "c1cc(C)cc(C)c1",
+    "c1ccccc1OC",
+    "c1ccsc1",
+    "c1ccc(OC)nc1",
+    "c1ccc(C(C)(C)C)cc1",
+    "c1ccc(F)c(F)c1",
+    "c1cccc(C)n1",
+    "c1ccc(OC(F)(F)F)cc1",
+    "c1cc(F)cc(F)c1",
+    "c1ccc(N(C)C)cc1",
+    "c1cccc2ccccc12",
+    "c1ccc2OCOc2c1",
+)
+"""Aromatic groups of building blocks, the simplest first."""
+
+ALKYLS = (
+    "CCC",
+    "C1CCCCC1",
+    "CC(C)C",
+    "Cc1ccccc1",
+    "CCOC",
+    "C1CCCC1",
+    "CCCC",
+    "CC1CC1",
+    "CCc1ccccc1",
+    "C1CCOCC1",
+    "CC1CCCCC1",
+    "CCC(C)C",
+    "C1CCC1",
+    "Cc1ccc(F)cc1",
+    "CCCCC",
+    "CCN1CCOCC1",
+    "Cc1cccs1",
+    "CCCOC",
+    "CC1CCOCC1",
+    "Cc1ccc(OC)cc1",
+    "CC1CCCO1",
+    "CCC(F)(F)F",
+    "Cc1ccccn1",
+    "CC(C)(C)C",
+)
+"""Aliphatic groups of building blocks, the simplest first."""

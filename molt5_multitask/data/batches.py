@@ -1,0 +1,155 @@
+"""Training data of the molecule T5: mixed, packed batches as a function of seed and step."""
+
+import functools
+import warnings
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from common.data import Data
+from common.data.arrays import Arrays
+from molt5_multitask.data.mixing import Mixing, Mixture
+from molt5_multitask.data.packing import first_fit, lay_out
+from molt5_multitask.tasks import TASKS, Example, Seq2SeqTask
+from molt5_multitask.tokenizer import Tokenizer
+
+WINDOW = 2048
+"""Examples that are packed together, at least: more fill rows better, fewer start sooner."""
+
+
+class MixedData(Data):
+    """Batches of mixed tasks, several examples in a row (`packed`) or one.
+
+    The mixed order is cut into windows of a fixed number of examples. Each is packed by itself
+    into a fixed number of rows, a whole number of batches, so that any step can be made without the
+    steps before it. The number of examples is chosen on trial windows such that they fit with four
+    standard deviations to spare; an example that finds no room is left out, with a warning.
+    """
+
+    def __init__(
+        self,
+        examples: Mapping[str, Sequence[Example]],
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int,
+        seed: int,
+        input_length: int = 512,
+        target_length: int = 512,
+        packed: bool = True,
+        mixing: Mixing = Mixing(),  # noqa: B008
+        tasks: Mapping[str, Seq2SeqTask] = TASKS,
+    ) -> None:
+        """Encode all examples and plan the windows.
+
+        Args:
+          examples: the examples of each task, by its name.
+          tokenizer: the vocabulary.
+          batch_size: rows of a batch.
+          seed: of the order.
+          input_length: tokens of a row of inputs; a longer source is cut and counted.
+          target_length: tokens of a row of targets; a longer target is cut and counted.
+          packed: put several examples into a row.
+          mixing: how often each task is drawn.
+          tasks: the tasks by name, with their prompts.
+
+        Raises:
+          ValueError: for a task without examples or an unknown one, and a prompt that does not fit.
+        """
+        self.capacity = (input_length, target_length)
+        self._batch_size, self._seed, self._packed = batch_size, seed, packed
+        self.mixture = Mixture(
+            {name: len(rows) for name, rows in examples.items()}, mixing, seed=seed
+        )
+        self._sides = [
+            (
+                tokenizer.encode_sources(tasks[name], [e.input for e in rows], input_length),
+                tokenizer.encode_many([e.target for e in rows], target_length),
+            )
+            for name, rows in examples.items()
+        ]
+        self._window_rows, self._window_examples = batch_size, batch_size
+        if packed:
+            self._plan()
+        self._window = functools.lru_cache(maxsize=2)(self._make_window)
+
+    @property
+    def cut(self) -> dict[str, tuple[int, int]]:
+        """Number of sources and of targets of each task that were cut because too long."""
+        return {
+            name: (int((source.cut > 0).sum()), int((target.cut > 0).sum()))
+            for name, (source, target) in zip(self.mixture.tasks, self._sides, strict=True)
+        }
+
+    @property
+    def examples_per_step(self) -> float:
+        """Mean number of examples in a batch."""
+        return self._window_examples * self._batch_size / self._window_rows
+
+    def passes(self, step: int) -> dict[str, float]:
+        """Return the number of passes over each task after so many steps."""
+        return self.mixture.passes(round(step * self.examples_per_step))
+
+    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes of a batch."""
+        names = ("input", "target")
+        return {
+            name: jax.ShapeDtypeStruct((self._batch_size, length), np.int32)
+            for side, length in zip(names, self.capacity, strict=True)
+            for name in (f"{side}s", f"{side}_segments")
+        }
+
+    def batch(self, step: int) -> Arrays:
+        """Return `inputs`, `targets` (rows, length) and their `_segments`."""
+        window, part = divmod(step, self._window_rows // self._batch_size)
+        rows = slice(part * self._batch_size, (part + 1) * self._batch_size)
+        return {name: array[rows] for name, array in self._window(window).items()}
+
+    def _pieces(self, start: int, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return the token ids of sources and targets at positions of the mixed order."""
+        task, row = self.mixture.positions(start, count)
+        pairs = list(zip(task.tolist(), row.tolist(), strict=True))
+        return [self._sides[t][0][r] for t, r in pairs], [self._sides[t][1][r] for t, r in pairs]
+
+    def _lengths(self, start: int, count: int) -> np.ndarray:
+        sources, targets = self._pieces(start, count)
+        return np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)])
+
+    def _plan(self) -> None:
+        """Choose the rows and examples of a window."""
+        mean = (self._lengths(0, WINDOW) / np.array(self.capacity)).mean(0).max()
+        batches = int(np.ceil(WINDOW * mean / self._batch_size))
+        rows = batches * self._batch_size
+        count = int(rows / mean)
+        # Rows without limit: how many does a window need?
+        needed = np.array(
+            [
+                first_fit(self._lengths(i * count, count), self.capacity, 2 * rows).max() + 1
+                for i in range(8)
+            ]
+        )
+        spare = rows - 4 * max(needed.std(ddof=1), 0.25)
+        self._window_rows = rows
+        self._window_examples = max(1, int(count * spare / needed.mean()))
+
+    def _make_window(self, window: int) -> Arrays:
+        sources, targets = self._pieces(window * self._window_examples, self._window_examples)
+        rows = self._window_rows
+        if self._packed:
+            lengths = np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)])
+            row_of = first_fit(lengths, self.capacity, rows)
+            if (left := int((row_of < 0).sum())) > 0:
+                warnings.warn(f"window {window}: {left} examples found no room", stacklevel=2)
+            # First fit puts the long examples into the first rows: batches should be alike.
+            order = np.random.default_rng((self._seed, 2, window)).permutation(rows)
+            row_of = np.where(row_of < 0, -1, order[row_of])
+        else:
+            row_of = np.arange(rows)
+        inputs, input_segments = lay_out(sources, row_of, rows, self.capacity[0])
+        outputs, target_segments = lay_out(targets, row_of, rows, self.capacity[1])
+        return {
+            "inputs": inputs,
+            "input_segments": input_segments,
+            "targets": outputs,
+            "target_segments": target_segments,
+        }
