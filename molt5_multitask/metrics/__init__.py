@@ -1,0 +1,1 @@
+"""The metrics of the tasks, each by its published definition."""
