@@ -7,13 +7,15 @@ prompt, and what was cut is counted.
 
 import dataclasses
 import functools
+import json
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
+from tokenizers import processors
 
-from molt5_multitask import restore
+from molt5_multitask import restore, spiece
 from molt5_multitask.tasks import Seq2SeqTask
 
 PAD, EOS, UNKNOWN = 0, 1, 2
@@ -64,28 +66,39 @@ class Tokenizer:
 
     @classmethod
     def load(cls, name: str | pathlib.Path) -> "Tokenizer":
-        """Read `tokenizer.json`, or else `spiece.model`, of a folder or a model on the hub.
+        """Read `tokenizer.json`, or else `spiece.model`, of a folder or of a model on the hub.
 
         A folder is read without a network.
 
         Raises:
-          ValueError: for a folder without either file, or a vocabulary that is not T5's.
+          ValueError: for a folder without either file, a name that the hub does not give, or a
+            vocabulary that is not T5's.
         """
         folder = pathlib.Path(name)
+        if not folder.is_dir():
+            folder = _from_hub(str(name))
         if (file := folder / "tokenizer.json").is_file():
             return cls(tokenizers.Tokenizer.from_file(str(file)), origin=str(file))
-        if folder.is_dir() and not (folder / "spiece.model").is_file():
-            raise ValueError(f"{folder} has neither a tokenizer.json nor a spiece.model")
-        import transformers
-
-        found = transformers.AutoTokenizer.from_pretrained(str(name))
-        return cls(found.backend_tokenizer, origin=str(name))
+        if (file := folder / "spiece.model").is_file():
+            return cls(spiece.read(file), origin=str(file))
+        raise ValueError(f"{name} has neither a tokenizer.json nor a spiece.model")
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Write `tokenizer.json` into a folder."""
+        """Write `tokenizer.json` and `tokenizer_config.json`, which transformers reads as T5's."""
         path = pathlib.Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        self._backend.save(str(path / "tokenizer.json"))
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.post_processor = processors.TemplateProcessing(
+            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", EOS)]
+        )
+        backend.save(str(path / "tokenizer.json"))
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": "<pad>",
+            "eos_token": "</s>",
+            "unk_token": restore.UNKNOWN,
+        }
+        (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     @property
     def vocab_size(self) -> int:
@@ -151,3 +164,19 @@ class Tokenizer:
         ids = ids[: ids.index(EOS)] if EOS in ids else ids
         text = self._backend.decode([i for i in ids if i != PAD], skip_special_tokens=False)
         return restore.restore(text, task.output_kind).strip()
+
+
+def _from_hub(name: str) -> pathlib.Path:
+    """Fetch the tokenizer files of a model on the hub, or find them in its local cache."""
+    import huggingface_hub  # Slow to import, and most runs read a folder.
+
+    try:
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(
+                name, allow_patterns=["tokenizer.json", "spiece.model"]
+            )
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name} is not a folder, and the hub does not give it: {error}"
+        ) from error

@@ -28,8 +28,8 @@ class Mixing:
 
     strategy: Strategy = "proportional"
     """proportional: every example equally often, as in plain concatenation. equal: every task
-    equally often, smaller ones repeated more, as the paper's replication does. temperature: shares are
-    proportional to (examples of the task) ** (1 / temperature)."""
+    equally often, by repeating the examples of small ones, as in the paper. temperature: in
+    proportion to (examples of the task) ** (1 / temperature)."""
     temperature: float = 2.0
     """Of the strategy temperature: 1 is proportional, infinity is equal."""
     weights: Mapping[str, float] | None = None
