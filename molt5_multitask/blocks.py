@@ -10,7 +10,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from common.nn.attention import MultiHeadAttention, dot_product_attention
-from common.nn.layers import Linear, RMSNorm, dropout, split_key
+from common.nn.layers import Keep, Linear, RMSNorm, dropout, dropout_masks
 from molt5_multitask.config import T5Config
 
 
@@ -86,19 +86,14 @@ class FeedForward(nnx.Module):
         )
         self.wo = Linear(wide, narrow, stddev=config.d_ff**-0.5, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L d"], key: Array | None) -> Float[Array, "B L d"]:
+    def __call__(self, x: Float[Array, "B L d"], keep: Keep = None) -> Float[Array, "B L d"]:
         """Map each position by itself."""
         hidden = self.wi(x)
         if self.gate is None:
             hidden = jax.nn.relu(hidden)
         else:
             hidden = jax.nn.gelu(self.gate(x), approximate=True) * hidden
-        return self.wo(drop(hidden, self.config, key))
-
-
-def drop(x: Float[Array, "B L d"], config: T5Config, key: Array | None) -> Float[Array, "B L d"]:
-    """Apply the dropout of activations."""
-    return dropout(x, config.dropout, key, shared_axes=(1,) if config.dropout_shared else ())
+        return self.wo(dropout(hidden, keep, self.config.dropout))
 
 
 def _attention(config: T5Config, *, rngs: nnx.Rngs) -> MultiHeadAttention:
@@ -136,12 +131,23 @@ class EncoderBlock(nnx.Module):
         mask: Bool[Array, "B 1 L L"],
     ) -> Float[Array, "B L d"]:
         """Transform the stream; `key` draws the dropout."""
-        keys = split_key(key, 4)
+        config, length = self.config, x.shape[1]
+        asking = 1 if config.dropout_shared else length
+        stream = (asking, config.d_model)
+        keep = dropout_masks(
+            key,
+            config.dropout,
+            len(x),
+            (config.heads, asking, length),
+            stream,
+            (asking, config.d_ff),
+            stream,
+        )
         y = self.attention_norm(x)
-        y = _attend(self.attention, y, y, self.config, keys[0], bias=bias, mask=mask)
-        x = x + drop(y, self.config, keys[1])
-        y = self.feed_forward(self.feed_forward_norm(x), keys[2])
-        return x + drop(y, self.config, keys[3])
+        y = _attend(self.attention, y, y, keep[0], config, bias=bias, mask=mask)
+        x = x + dropout(y, keep[1], config.dropout)
+        y = self.feed_forward(self.feed_forward_norm(x), keep[2])
+        return x + dropout(y, keep[3], config.dropout)
 
 
 class DecoderBlock(nnx.Module):
@@ -167,15 +173,28 @@ class DecoderBlock(nnx.Module):
         cross_mask: Bool[Array, "B 1 T L"],
     ) -> Float[Array, "B T d"]:
         """Transform the stream; `key` draws the dropout."""
-        keys = split_key(key, 6)
+        config, length = self.config, x.shape[1]
+        asking = 1 if config.dropout_shared else length
+        stream = (asking, config.d_model)
+        keep = dropout_masks(
+            key,
+            config.dropout,
+            len(x),
+            (config.heads, asking, length),
+            stream,
+            (config.heads, asking, encoded.shape[1]),
+            stream,
+            (asking, config.d_ff),
+            stream,
+        )
         y = self.self_attention_norm(x)
-        y = _attend(self.self_attention, y, y, self.config, keys[0], bias=bias, mask=mask)
-        x = x + drop(y, self.config, keys[1])
+        y = _attend(self.self_attention, y, y, keep[0], config, bias=bias, mask=mask)
+        x = x + dropout(y, keep[1], config.dropout)
         y = self.cross_attention_norm(x)
-        y = _attend(self.cross_attention, y, encoded, self.config, keys[2], mask=cross_mask)
-        x = x + drop(y, self.config, keys[3])
-        y = self.feed_forward(self.feed_forward_norm(x), keys[4])
-        return x + drop(y, self.config, keys[5])
+        y = _attend(self.cross_attention, y, encoded, keep[2], config, mask=cross_mask)
+        x = x + dropout(y, keep[3], config.dropout)
+        y = self.feed_forward(self.feed_forward_norm(x), keep[4])
+        return x + dropout(y, keep[5], config.dropout)
 
     def step(
         self,
@@ -210,15 +229,15 @@ class DecoderBlock(nnx.Module):
         y = self.cross_attention.queries(self.cross_attention_norm(x))
         y = dot_product_attention(y, cross_keys, cross_values, mask=cross_mask)
         x = x + self.cross_attention.merge(y)
-        return x + self.feed_forward(self.feed_forward_norm(x), None), keys, values
+        return x + self.feed_forward(self.feed_forward_norm(x)), keys, values
 
 
 def _attend(
     attention: MultiHeadAttention,
     x: Float[Array, "B Q d"],
     memory: Float[Array, "B K d"],
+    keep: Keep,
     config: T5Config,
-    key: Array | None,
     *,
     mask: Bool[Array, "B 1 Q K"],
     bias: Float[Array, "1 H Q K"] | None = None,
@@ -230,8 +249,7 @@ def _attend(
         values,
         bias=bias,
         mask=mask,
+        keep=keep,
         dropout_rate=config.dropout,
-        dropout_key=key,
-        dropout_shared=config.dropout_shared,
     )
     return attention.merge(heads)

@@ -17,7 +17,7 @@ PAD, EOS = 0, 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T5Config:
-    """Sizes and switches of a T5 (arXiv:1910.10683; version 1.1 is described in arXiv:2002.05202)."""
+    """Sizes and switches of a T5 (arXiv:1910.10683)."""
 
     d_model: int = 512
     """Width of the residual stream."""
@@ -37,7 +37,8 @@ class T5Config:
     """The embedding gets spare rows up to a multiple of this, so that it divides over devices;
     they are never predicted, and cut off on export."""
     feed_forward: FeedForward = "relu"
-    """`wo(relu(wi x))` (v1.0), or `wo(gelu(gate x) * wi x)` with the tanh form of GELU (v1.1)."""
+    """`wo(relu(wi x))` (v1.0), or `wo(gelu(gate x) * wi x)` with the tanh form of GELU (v1.1, after
+    arXiv:2002.05202)."""
     tied: bool = True
     """Project to the vocabulary with the embedding (v1.0) instead of a matrix of its own (v1.1)."""
     scale_output: bool = True
@@ -79,7 +80,7 @@ class T5Config:
         return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
 
     def sharding_rules(self) -> ShardingRules:
-        """Lay out matrices over `fsdp` along d_model, and over `tensor` along heads, d_ff and ids."""
+        """Split matrices over `fsdp` along d_model, and over `tensor` along heads, d_ff and ids."""
         table = ("tensor", "fsdp")
         rules: list[tuple[str, tuple[str | None, ...]]] = [
             ("embedding/table", table),

@@ -1,4 +1,4 @@
-"""Cross-entropy over the vocabulary, summed over tokens, without ever forming all logits at once."""
+"""Cross-entropy over the vocabulary, summed over tokens, without all logits in memory at once."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ class LossConfig:
     label_smoothing: float = 0.0
     """Share e of the target that is spread evenly over the vocabulary."""
     z_loss: float = 0.0
-    """Factor on the square of the log-partition function, which keeps it near zero (1e-4 in T5X)."""
+    """Factor on the square of the log-partition function, which keeps it small (t5x: 1e-4)."""
     on_padding: bool = False
     """Train on padding too, as the published trainer of Text+Chem T5 does by an oversight: its
     loss is the mean over all positions. For fidelity only; rows must not be packed."""

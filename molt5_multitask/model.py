@@ -26,13 +26,13 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from common.nn.attention import MASKED
-from common.nn.layers import RMSNorm, split_key
+from common.nn.layers import RMSNorm, dropout, dropout_masks
 from common.rng import Rngs
 from common.task import Params
-from molt5_multitask.blocks import DecoderBlock, Embedding, EncoderBlock, RelativeBias, drop
+from molt5_multitask.blocks import DecoderBlock, Embedding, EncoderBlock, RelativeBias
 from molt5_multitask.config import PAD, PRESETS, T5Config, preset
 
-__all__ = ["PRESETS", "Cache", "T5", "T5Config", "bind", "init", "preset", "shift_right"]
+__all__ = ["PRESETS", "T5", "Cache", "T5Config", "bind", "init", "preset", "shift_right"]
 
 
 @jax.tree_util.register_dataclass
@@ -96,27 +96,35 @@ class Stack(nnx.Module):
         """Run all blocks; `context` goes to each of them."""
         config = self.config
         graph, stacked = nnx.split(self.blocks)
-        first, last, *layer_keys = split_key(key, 2 + self.layers)
+        ends, keys = (
+            (None, None)
+            if key is None
+            else (
+                jax.random.fold_in(key, 0),
+                jax.random.split(jax.random.fold_in(key, 1), self.layers),
+            )
+        )
+        shape = (1 if config.dropout_shared else x.shape[1], config.d_model)
+        first, last = dropout_masks(ends, config.dropout, len(x), shape, shape)
         bias = self.relative_bias(x.shape[1])
 
-        def run(x: Array, layer: Any, key: Array | None, context: Mapping[str, Array]) -> Array:
-            return nnx.merge(graph, layer)(x, key, bias=bias, **context)
+        def run(x: Array, layer: tuple[Any, Array | None], context: Mapping[str, Array]) -> Array:
+            params, layer_key = layer
+            return nnx.merge(graph, params)(x, layer_key, bias=bias, **context)
 
         if config.remat != "none":
             policies = jax.checkpoint_policies
             dots = policies.dots_with_no_batch_dims_saveable
             policy = policies.nothing_saveable if config.remat == "full" else dots
             run = jax.checkpoint(run, policy=policy)
-        x = drop(x, config, first)
+        layers = (stacked, keys)
+        x = dropout(x, first, config.dropout)
         if config.scan:
-            keys = None if key is None else jnp.stack(layer_keys)
-            x, _ = jax.lax.scan(
-                lambda x, layer: (run(x, *layer, context), None), x, (stacked, keys)
-            )
+            x, _ = jax.lax.scan(lambda x, layer: (run(x, layer, context), None), x, layers)
         else:
-            for l, layer_key in enumerate(layer_keys):
-                x = run(x, jax.tree.map(lambda leaf, l=l: leaf[l], stacked), layer_key, context)
-        return drop(self.final_norm(x), config, last)
+            for l in range(self.layers):
+                x = run(x, jax.tree.map(lambda leaf, l=l: leaf[l], layers), context)
+        return dropout(self.final_norm(x), last, config.dropout)
 
     def block(self, layer: int) -> Any:
         """Return one of the blocks."""
@@ -150,7 +158,7 @@ class T5(nnx.Module):
     ) -> Float[Array, "B L d"]:
         """Encode rows of ids; without `rngs` there is no dropout."""
         mask = (segments[:, :, None] == segments[:, None, :])[:, None]
-        return self.encoder(self.embedding(inputs), rngs and rngs("dropout/encoder"), mask=mask)
+        return self.encoder(self.embedding(inputs), _key(rngs, "encoder"), mask=mask)
 
     def decode(
         self,
@@ -170,7 +178,7 @@ class T5(nnx.Module):
         same = segments[:, :, None] == segments[:, None, :]
         hidden = self.decoder(
             self.embedding(decoder_inputs),
-            rngs and rngs("dropout/decoder"),
+            _key(rngs, "decoder"),
             encoded=encoded,
             mask=(same & np.tri(length, dtype=bool))[:, None],
             cross_mask=(segments[:, :, None] == input_segments[:, None, :])[:, None],
@@ -299,3 +307,7 @@ def shift_right(targets: Int[Array, "B T"], segments: Int[Array, "B T"]) -> Int[
         return jnp.pad(x, ((0, 0), (1, 0)))[:, :-1]
 
     return jnp.where(shift(segments) == segments, shift(targets), PAD)
+
+
+def _key(rngs: Rngs | None, stack: str) -> Array | None:
+    return None if rngs is None else rngs(f"dropout/{stack}")

@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
-from common.nn.layers import Linear, dropout
+from common.nn.layers import Keep, Linear, dropout
 
 MASKED = -1e9
 """Score of a masked pair: finite, so that a query without any key gives no NaN."""
@@ -23,9 +23,8 @@ def dot_product_attention(
     *,
     mask: Bool[Array, "#B 1 #Q K"] | None = None,
     bias: Float[Array, "#B H #Q K"] | None = None,
+    keep: Keep = None,
     dropout_rate: float = 0.0,
-    dropout_key: Array | None = None,
-    dropout_shared: bool = False,
 ) -> Float[Array, "B H Q D"]:
     """Return `softmax(query . key + bias) . value` over the keys that the mask allows.
 
@@ -38,9 +37,8 @@ def dot_product_attention(
       value: values.
       mask: True where a query may look at a key.
       bias: added to the scores.
-      dropout_rate: probability with which an attention weight is set to zero.
-      dropout_key: typed key; None means no dropout.
-      dropout_shared: drop the same weights for all queries of a head.
+      keep: attention weights that survive dropout, broadcast to `(B, H, Q, K)`.
+      dropout_rate: rate with which `keep` was drawn.
     """
     scores = jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
     if bias is not None:
@@ -48,8 +46,7 @@ def dot_product_attention(
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    shared_axes = (-2,) if dropout_shared else ()
-    weights = dropout(weights, dropout_rate, dropout_key, shared_axes=shared_axes)
+    weights = dropout(weights, keep, dropout_rate)
     return jnp.einsum("bhqk,bhkd->bhqd", weights, value)
 
 

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 
 class Linear(nnx.Module):
@@ -60,28 +61,44 @@ class RMSNorm(nnx.Module):
         return (y * self.scale[...]).astype(x.dtype)
 
 
-def dropout(
-    x: Float[Array, "..."], rate: float, key: Array | None, *, shared_axes: Sequence[int] = ()
-) -> Float[Array, "..."]:
-    """Set entries to zero with probability `rate` and divide the others by `1 - rate`.
+Keep = Bool[Array, "B ..."] | None
+"""Which entries survive dropout; None where there is none."""
+
+
+def dropout_masks(
+    key: Array | None, rate: float, batch: int, *shapes: Sequence[int]
+) -> Sequence[Keep]:
+    """Draw which entries survive dropout, for several arrays at once.
+
+    One draw compiles and runs faster than many: 16 random bits an entry, two entries a number.
 
     Args:
-      x: any array.
-      rate: probability, rounded to a multiple of 2^-16.
-      key: typed key; None returns `x` (no dropout).
-      shared_axes: axes along which one draw is shared.
+      key: typed key; None draws nothing.
+      rate: probability of being dropped, rounded to a multiple of 2^-16.
+      batch: examples, the leading axis of all arrays.
+      *shapes: the arrays' other axes; where one is 1, all entries along that axis share a draw.
+
+    Returns:
+      A mask `(batch, *shape)` for each of the shapes, or None for each without key or rate.
     """
     if key is None or rate == 0:
+        return [None] * len(shapes)
+    sizes = [math.prod(shape) for shape in shapes]
+    bits = jax.random.bits(key, (batch, -(-sum(sizes) // 2)), jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(batch, -1)
+    parts = jnp.split(bits[:, : sum(sizes)], np.cumsum(sizes)[:-1], axis=1)
+    return [
+        (part >= _dropped(rate)).reshape(batch, *shape)
+        for part, shape in zip(parts, shapes, strict=True)
+    ]
+
+
+def dropout(x: Float[Array, "B ..."], keep: Keep, rate: float) -> Float[Array, "B ..."]:
+    """Set entries to zero where they do not survive, and divide the others by `1 - rate`."""
+    if keep is None:
         return x
-    shape = list(x.shape)
-    for axis in shared_axes:
-        shape[axis] = 1
-    # 16 random bits an entry are enough, and half the cost of the usual 32.
-    dropped = round(rate * 2**16)
-    keep = jax.random.bits(key, tuple(shape), jnp.uint16) >= dropped
-    return jnp.where(keep, x * (2**16 / (2**16 - dropped)), 0).astype(x.dtype)
+    return jnp.where(keep, x * (2**16 / (2**16 - _dropped(rate))), 0).astype(x.dtype)
 
 
-def split_key(key: Array | None, parts: int) -> Sequence[Array | None]:
-    """Split a key that may be absent into that many keys, or absences."""
-    return [None] * parts if key is None else list(jax.random.split(key, parts))
+def _dropped(rate: float) -> int:
+    return round(rate * 2**16)
