@@ -12,7 +12,7 @@ from common.evaluate import Evaluator
 from common.experiment import Experiment
 from common.mesh import check_batch, make_mesh
 from common.optim import make_optimizer
-from common.state import TrainState, lay_out, make_init
+from common.state import TrainState, lay_out, make_init, place_params
 from common.step import abstract_metrics, make_train_step
 
 
@@ -29,7 +29,7 @@ class Setup:
     abstract_state: TrainState
     """Shapes and shardings of the training state."""
     init_state: Callable[[], TrainState]
-    """Jitted: makes the state of step 0 on the devices, every array directly in its layout."""
+    """Makes the state of step 0 on the devices, every array directly in its layout."""
     train_step: Any
     """Jitted `(state, batches) -> (state, metrics)`; it takes over the state's memory."""
 
@@ -58,13 +58,21 @@ def prepare(experiment: Experiment[Any]) -> Setup:
     )
     abstract_state = lay_out(init, task.sharding_rules(), mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+    jitted_init = jax.jit(init, out_shardings=shardings, donate_argnums=0)
+
+    def init_state() -> TrainState:
+        params = task.pretrained()
+        if params is None:
+            return jitted_init()
+        return jitted_init(place_params(params, abstract_state.params))
+
     step = make_train_step(task, optimizer, experiment.step, log_every=experiment.log.every)
     return Setup(
         experiment=experiment,
         mesh=mesh,
         data=data,
         abstract_state=abstract_state,
-        init_state=jax.jit(init, out_shardings=shardings),
+        init_state=init_state,
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
     )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -14,6 +15,7 @@ from common.mesh import like_parameters, parameter_shardings
 from common.metrics import Metrics
 from common.rng import stream
 from common.task import Params, ShardingRules, Task
+from common.tree import named_leaves
 
 
 @jax.tree_util.register_dataclass
@@ -47,8 +49,10 @@ def make_init(
     *,
     seed: int,
     keep_ema: bool,
-) -> Callable[[], TrainState]:
+) -> Callable[..., TrainState]:
     """Build the function that makes the state of step 0; to be jitted, or only shape-checked.
+
+    It takes the parameters to start from; without any it draws them.
 
     Args:
       task: the task.
@@ -58,9 +62,10 @@ def make_init(
       keep_ema: whether the state holds averaged parameters.
     """
 
-    def init() -> TrainState:
+    def init(params: Params | None = None) -> TrainState:
         key = jax.random.key(seed)
-        params = task.init(stream(key, "init"))
+        if params is None:
+            params = task.init(stream(key, "init"))
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -73,7 +78,7 @@ def make_init(
     return init
 
 
-def lay_out(init: Callable[[], TrainState], rules: ShardingRules, mesh: Mesh) -> TrainState:
+def lay_out(init: Callable[..., TrainState], rules: ShardingRules, mesh: Mesh) -> TrainState:
     """Return the state that `init` makes as `jax.ShapeDtypeStruct`s with their shardings."""
     state = jax.eval_shape(init)
     params = parameter_shardings(rules, state.params, mesh)
@@ -89,3 +94,32 @@ def lay_out(init: Callable[[], TrainState], rules: ShardingRules, mesh: Mesh) ->
         state,
         shardings,
     )
+
+
+def place_params(params: Params, abstract: Params) -> Params:
+    """Send parameters from the host to the devices, each in its layout.
+
+    Args:
+      params: the same arrays on every host.
+      abstract: their shapes, types and shardings.
+
+    Raises:
+      ValueError: naming the parameters that are missing, left over or of another shape.
+    """
+    shapes, wanted = (
+        {name: leaf.shape for name, leaf in named_leaves(t)} for t in (params, abstract)
+    )
+    wrong = [
+        f"{name}: {shapes.get(name, 'missing')}, expected {wanted.get(name, 'no such parameter')}"
+        for name in sorted(shapes.keys() | wanted.keys())
+        if shapes.get(name) != wanted.get(name)
+    ]
+    if wrong:
+        raise ValueError("the pretrained parameters do not fit the model:\n  " + "\n  ".join(wrong))
+
+    def place(spec: jax.ShapeDtypeStruct, leaf: np.ndarray) -> Array:
+        return jax.make_array_from_callback(
+            spec.shape, spec.sharding, lambda index: np.asarray(leaf[index], spec.dtype)
+        )
+
+    return jax.tree.map(place, abstract, params)

@@ -45,6 +45,13 @@ class Task(abc.ABC):
         """Return what is computed on the parameters at a cadence; nothing by default."""
         return ()
 
+    def pretrained(self) -> Params | None:
+        """Return parameters on the host to start from, in place of those that `init` draws.
+
+        They are read when a run starts at step 0, and not when it resumes.
+        """
+        return None
+
     def sharding_rules(self) -> ShardingRules:
         """Say how parameters are laid out over the mesh; by default every device holds all."""
         return ((".*", ()),)
