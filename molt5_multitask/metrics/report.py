@@ -29,6 +29,7 @@ def write(
         "name": name,
         "task": task.name,
         "metrics": {key: None if math.isnan(v) else v for key, v in scores.values.items()},
+        "metrics over all rows": over_all_rows(scores),
         "missing": dict(scores.missing),
         "counts": dict(scores.counts),
         "notes": dict(scores.notes),
@@ -55,14 +56,28 @@ def markdown(name: str, task: Seq2SeqTask, scores: Scores, *, tokens: TokenKind)
 
 
 def _all(scores: Scores) -> str:
+    everywhere = over_all_rows(scores)
     rows = []
     for metric, value in scores.values.items():
-        # Means over all rows and over valid rows must not be confused.
         of_row = scores.per_row.get(metric)
         over = "" if of_row is None else f"{np.isfinite(of_row).sum():,} rows"
+        if metric in everywhere:
+            over += f" ({number(everywhere[metric])} over all, the others 0)"
         rows.append([metric, number(value), over])
     rows += [[metric, "n/a", ""] for metric in scores.missing]
     return table(["metric", "value", "mean of"], rows)
+
+
+def over_all_rows(scores: Scores) -> dict[str, float]:
+    """Return the means that leave rows out once more over all rows, those left out as 0.
+
+    The two denominators must not be confused: published similarities are over the valid outputs.
+    """
+    return {
+        metric: float(np.nan_to_num(values).mean())
+        for metric, values in scores.per_row.items()
+        if np.isnan(values).any()
+    }
 
 
 def _beside(name: str, scores: Scores, published: Table) -> str:
