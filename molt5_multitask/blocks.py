@@ -199,32 +199,26 @@ class DecoderBlock(nnx.Module):
     def step(
         self,
         x: Float[Array, "B K d"],
-        keys: Float[Array, "B H K T D"],
-        values: Float[Array, "B H K T D"],
-        index: Int[Array, ""],
+        keys: Float[Array, "B H TK D"],
+        values: Float[Array, "B H TK D"],
+        start: Int[Array, ""],
         *,
         cross_keys: Float[Array, "B H L D"],
         cross_values: Float[Array, "B H L D"],
-        bias: Float[Array, "1 H 1 KT"],
-        mask: Bool[Array, "B 1 K KT"],
+        bias: Float[Array, "1 H 1 TK"],
+        mask: Bool[Array, "B 1 K TK"],
         cross_mask: Bool[Array, "B 1 1 L"],
-    ) -> tuple[Float[Array, "B K d"], Float[Array, "B H K T D"], Float[Array, "B H K T D"]]:
+    ) -> tuple[Float[Array, "B K d"], Float[Array, "B H TK D"], Float[Array, "B H TK D"]]:
         """Transform the newest position of K beams; see `molt5_multitask.model.Cache`.
 
         The beams of an example ask the same keys, so they stand where positions stand in training.
         """
         y = self.self_attention_norm(x)
         new_keys, new_values = self.self_attention.keys_values(y)
-        keys = jax.lax.dynamic_update_slice_in_dim(keys, new_keys[..., None, :], index, axis=3)
-        values = jax.lax.dynamic_update_slice_in_dim(values, new_values[..., None, :], index, 3)
-        b, h, k, t, d = keys.shape
-        y = dot_product_attention(
-            self.self_attention.queries(y),
-            keys.reshape(b, h, k * t, d),
-            values.reshape(b, h, k * t, d),
-            bias=bias,
-            mask=mask,
-        )
+        keys = jax.lax.dynamic_update_slice_in_dim(keys, new_keys, start, axis=2)
+        values = jax.lax.dynamic_update_slice_in_dim(values, new_values, start, axis=2)
+        y = self.self_attention.queries(y)
+        y = dot_product_attention(y, keys, values, bias=bias, mask=mask)
         x = x + self.self_attention.merge(y)
         y = self.cross_attention.queries(self.cross_attention_norm(x))
         y = dot_product_attention(y, cross_keys, cross_values, mask=cross_mask)

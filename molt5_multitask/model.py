@@ -48,10 +48,10 @@ class Cache:
     """Tokens taken so far."""
     writers: Int[Array, "B K T"]
     """The beam that wrote position t of beam k's history."""
-    keys: tuple[Float[Array, "B H K T D"], ...]
-    """Self-attention keys by layer and writer."""
-    values: tuple[Float[Array, "B H K T D"], ...]
-    """Self-attention values by layer and writer."""
+    keys: tuple[Float[Array, "B H TK D"], ...]
+    """Self-attention keys by layer; position t as written by beam k is at t * K + k."""
+    values: tuple[Float[Array, "B H TK D"], ...]
+    """Self-attention values by layer."""
     cross_keys: tuple[Float[Array, "B H L D"], ...]
     """Keys of the encoder's result by layer, once for all beams."""
     cross_values: tuple[Float[Array, "B H L D"], ...]
@@ -60,6 +60,8 @@ class Cache:
     """1 where the encoder's result is of the example, 0 at padding."""
     distance_bias: Float[Array, "H T"]
     """Position bias 0, 1, ... tokens back."""
+    layers: tuple[Any, ...]
+    """Parameters of the decoder's blocks, unstacked once: slicing copies them at every step."""
 
     def reorder(self, beams: Int[Array, "B K"]) -> "Cache":
         """Let beam k go on with the history of beam `beams[:, k]`."""
@@ -125,11 +127,6 @@ class Stack(nnx.Module):
             for l in range(self.layers):
                 x = run(x, jax.tree.map(lambda leaf, l=l: leaf[l], layers), context)
         return dropout(self.final_norm(x), last, config.dropout)
-
-    def block(self, layer: int) -> Any:
-        """Return one of the blocks."""
-        graph, stacked = nnx.split(self.blocks)
-        return nnx.merge(graph, jax.tree.map(lambda leaf: leaf[layer], stacked))
 
 
 class T5(nnx.Module):
@@ -220,10 +217,14 @@ class T5(nnx.Module):
     ) -> Cache:
         """Make the cache for decoding up to `max_tokens` tokens, the start token among them."""
         config = self.config
-        shape = (len(encoded), config.heads, beams, max_tokens, config.d_kv)
-        blocks = [self.decoder.block(l) for l in range(config.decoder_layers)]
-        cross = [block.cross_attention.keys_values(encoded) for block in blocks]
-        empty = tuple(jnp.zeros(shape, encoded.dtype) for _ in blocks)
+        graph, stacked = nnx.split(self.decoder.blocks)
+        layers = [
+            jax.tree.map(lambda leaf, l=l: leaf[l], nnx.to_pure_dict(stacked))
+            for l in range(config.decoder_layers)
+        ]
+        cross = [nnx.merge(graph, layer).cross_attention.keys_values(encoded) for layer in layers]
+        shape = (len(encoded), config.heads, max_tokens * beams, config.d_kv)
+        empty = tuple(jnp.zeros(shape, encoded.dtype) for _ in layers)
         own = jnp.arange(beams, dtype=jnp.int32)[:, None]
         return Cache(
             index=jnp.zeros((), jnp.int32),
@@ -234,6 +235,7 @@ class T5(nnx.Module):
             cross_values=tuple(values for _, values in cross),
             segments=segments,
             distance_bias=self.decoder.relative_bias.at(-np.arange(max_tokens)),
+            layers=tuple(layers),
         )
 
     def decode_step(
@@ -244,28 +246,27 @@ class T5(nnx.Module):
         Returns:
           Float32 logits of the next token, and the cache with this one in it.
         """
-        t = cache.writers.shape[-1]
-        beams = tokens.shape[1]
+        batch, beams, length = cache.writers.shape
+        positions, own = np.arange(length), np.arange(beams)
         # What a beam writes now is its own.
-        now = jnp.arange(t) == cache.index
-        own = jnp.arange(beams, dtype=jnp.int32)[:, None]
-        writers = jnp.where(now, own, cache.writers)
-        written = jnp.arange(t) <= cache.index
-        mask = (writers[:, :, None, :] == own) & written  # (B, reading beam, writing beam, T)
-        back = jnp.maximum(cache.index - jnp.arange(t), 0)
-        bias = jnp.tile(cache.distance_bias[:, back], beams)
+        now = positions == cache.index
+        writers = jnp.where(now, own[:, None], cache.writers)
+        mask = (writers[..., None] == own) & (positions <= cache.index)[:, None]  # (B, K, T, K)
+        back = jnp.maximum(cache.index - positions, 0)
+        bias = jnp.repeat(cache.distance_bias[:, back], beams, axis=1)
+        graph = nnx.graphdef(self.decoder.blocks)
         x = self.embedding(tokens)
         keys, values = [], []
-        for l in range(self.config.decoder_layers):
-            x, new_keys, new_values = self.decoder.block(l).step(
+        for l, layer in enumerate(cache.layers):
+            x, new_keys, new_values = nnx.merge(graph, layer).step(
                 x,
                 cache.keys[l],
                 cache.values[l],
-                cache.index,
+                cache.index * beams,
                 cross_keys=cache.cross_keys[l],
                 cross_values=cache.cross_values[l],
                 bias=bias[None, :, None],
-                mask=mask.reshape(len(mask), 1, beams, beams * t),
+                mask=mask.reshape(batch, 1, beams, length * beams),
                 cross_mask=(cache.segments > 0)[:, None, None],
             )
             keys.append(new_keys)
