@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import pickletools
+import shlex
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -75,13 +76,15 @@ def open_torch_bin(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
     try:
         return _open(path)
     except (Refused, zipfile.BadZipFile) as error:
-        target = path.with_name("model.safetensors")
+        convert = (
+            f"import torch, safetensors.torch as s; "
+            f"t = torch.load({str(path)!r}, weights_only=True, map_location='cpu'); "
+            f"s.save_file({{k: v.clone().contiguous() for k, v in t.items()}}, "
+            f"{str(path.with_name('model.safetensors'))!r}, metadata={{'format': 'pt'}})"
+        )
         raise Refused(
             f"{path} cannot be read safely: {error}. If you trust the file, convert it once, where "
-            f'torch is installed: python -c "import torch, safetensors.torch as s; '
-            f"t = torch.load({str(path)!r}, weights_only=True, map_location='cpu'); "
-            f"s.save_file({{k: v.clone().contiguous() for k, v in t.items()}}, {str(target)!r}, "
-            f"metadata={{'format': 'pt'}})\""
+            f"torch is installed: python -c {shlex.quote(convert)}"
         ) from None
 
 
