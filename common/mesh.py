@@ -145,7 +145,17 @@ def place(batch: Any, mesh: Mesh, *, leading_axes: int = 0) -> Any:
       batch: pytree of arrays, the same on every host, examples along axis `leading_axes`.
       mesh: the mesh.
       leading_axes: number of axes before the examples (1 for batches stacked over steps).
+
+    Raises:
+      ValueError: if the examples do not divide over the devices.
     """
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    for leaf in jax.tree.leaves(batch):
+        if leaf.shape[leading_axes] % shards:
+            raise ValueError(
+                f"a batch of {leaf.shape[leading_axes]} examples does not divide over "
+                f"data*fsdp={shards} devices; make it a multiple of {shards}"
+            )
     sharding = NamedSharding(mesh, PartitionSpec(*[None] * leading_axes, BATCH_AXES))
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)

@@ -94,3 +94,5 @@ def test_examples_are_split_over_data_and_fsdp():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     placed = place({"x": jnp.zeros((3, 8))}, mesh, leading_axes=1)["x"]
     assert {s.data.shape for s in placed.addressable_shards} == {(3, 2)}
+    with pytest.raises(ValueError, match=r"6 examples .* data\*fsdp=4 devices"):
+        place({"x": jnp.zeros((3, 6))}, mesh, leading_axes=1)

@@ -20,6 +20,7 @@ from common import (
     OptimConfig,
     Preempted,
     StepConfig,
+    Task,
     train,
 )
 from common.checkpoint import Checkpoints
@@ -48,9 +49,9 @@ def stopped_step(stopped: Preempted) -> int:
     return int(re.search(r"stopped at step (\d+) of 12", str(stopped))[1])
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, task: type[Task] = Toy) -> None:
     """Send SIGTERM to this process when the data of a step are asked for."""
-    original = Toy.data
+    original = task.data
 
     def data(self, **kwargs):
         inner = original(self, **kwargs)
@@ -64,7 +65,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         inner.batch = signalling
         return inner
 
-    monkeypatch.setattr(Toy, "data", data)
+    monkeypatch.setattr(task, "data", data)
 
 
 SETTINGS = {

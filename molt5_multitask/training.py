@@ -1,0 +1,254 @@
+"""The multitask T5 as a training task of the core."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from common import Data, Evaluator, Mean, OnePass, Task
+from common.data.arrays import Arrays
+from common.mesh import await_simulated, place
+from common.metrics import Metrics, compute, merge
+from common.rng import Rngs
+from common.task import Batch, Params, ShardingRules
+from molt5_multitask.corpus import Corpus, SyntheticCorpus
+from molt5_multitask.data.batches import MixedData
+from molt5_multitask.data.files import FileCorpus
+from molt5_multitask.data.mixing import Mixing
+from molt5_multitask.data.packing import lay_out
+from molt5_multitask.losses import LossConfig, sequence_loss
+from molt5_multitask.model import T5Config, bind, init
+from molt5_multitask.pretrained import from_pretrained
+from molt5_multitask.tasks import TASKS, Example
+from molt5_multitask.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultitaskT5(Task):
+    """One T5 trained on all tasks at once, told apart by their prompts."""
+
+    model: T5Config
+    """Architecture."""
+    corpus: SyntheticCorpus | FileCorpus
+    """Where the examples come from."""
+    vocabulary: str | None = None
+    """Folder of a T5 vocabulary, or its name on the hub; None takes the synthetic corpus's own."""
+    start_from: str | None = None
+    """Folder or name on the hub of the checkpoint to start from; None draws random weights."""
+    input_length: int = 512
+    """Tokens of a row of inputs; longer sources are cut at their end, never in the prompt."""
+    target_length: int = 512
+    """Tokens of a row of targets; longer ones are cut."""
+    packed: bool = True
+    """Put several examples into a row, which none of them sees of the others."""
+    mixing: Mixing = Mixing(strategy="equal")
+    """How often each task is drawn; the paper repeats small tasks until all are equal."""
+    loss_config: LossConfig = LossConfig()
+    """The training loss."""
+    eval_every: int = 1000
+    """Cadence in steps of the validation loss."""
+    eval_rows: int = 512
+    """Held-out rows of each task that the validation loss is computed on, the first ones."""
+    eval_batch: int = 64
+    """Rows of an evaluation batch."""
+
+    def __post_init__(self) -> None:
+        if self.loss_config.on_padding and self.packed:
+            raise ValueError(
+                "loss_config.on_padding trains on padding, of which packed rows have none that is "
+                "like the published trainer's: set packed = False"
+            )
+
+    @functools.cached_property
+    def examples(self) -> Corpus:
+        """The training and held-out examples."""
+        return self.corpus.make()
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The vocabulary.
+
+        Raises:
+          ValueError: if there is none, or the model has fewer rows than it has pieces.
+        """
+        if self.vocabulary is not None:
+            tokenizer = Tokenizer.load(self.vocabulary)
+        elif isinstance(self.corpus, SyntheticCorpus):
+            tokenizer = self.corpus.tokenizer(self.examples)
+        else:
+            raise ValueError(
+                "task.vocabulary is not given: name the folder or the model on the hub whose T5 "
+                "vocabulary is to be used, e.g. t5-small"
+            )
+        if tokenizer.vocab_size > self.model.vocab_size:
+            raise ValueError(
+                f"the vocabulary has {tokenizer.vocab_size} pieces, the model rows for "
+                f"{self.model.vocab_size}: set task.model.vocab_size"
+            )
+        return tokenizer
+
+    def init(self, key: Array) -> Params:
+        """Draw the parameters."""
+        return init(self.model, key)
+
+    def pretrained(self) -> Params | None:
+        """Read the checkpoint to start from.
+
+        Raises:
+          ValueError: if its architecture is not that of `model`, naming the fields.
+        """
+        if self.start_from is None:
+            return None
+        found = from_pretrained(self.start_from, vocab_multiple=self.model.vocab_multiple)
+        # What may differ between a checkpoint and a run that starts from it.
+        free = ("dropout", "dropout_shared", "scan", "remat")
+        wrong = [
+            f"{field.name}: {getattr(found.config, field.name)} in the checkpoint, "
+            f"{getattr(self.model, field.name)} in the config"
+            for field in dataclasses.fields(T5Config)
+            if field.name not in free
+            and getattr(found.config, field.name) != getattr(self.model, field.name)
+        ]
+        if wrong:
+            raise ValueError(f"{self.start_from} does not fit task.model:\n  " + "\n  ".join(wrong))
+        return found.params
+
+    def loss(self, params: Params, batch: Batch, rngs: Rngs) -> Metrics:
+        """Return the loss of a packed batch, and how full its rows are."""
+        return {
+            "loss": sequence_loss(bind(self.model, params), batch, self.loss_config, rngs),
+            "filled_inputs": Mean.of((batch["input_segments"] > 0).astype(np.float32)),
+            "filled_targets": Mean.of((batch["target_segments"] > 0).astype(np.float32)),
+        }
+
+    def data(self, *, batch_size: int, seed: int) -> Data:
+        """Make the mixed training data; the corpus is read when the first batch is."""
+        return _TrainingData(self, batch_size=batch_size, seed=seed)
+
+    def mixed_data(self, *, batch_size: int, seed: int) -> MixedData:
+        """Encode and mix the training examples."""
+        return MixedData(
+            self.examples.train,
+            self.tokenizer,
+            batch_size=batch_size,
+            seed=seed,
+            input_length=self.input_length,
+            target_length=self.target_length,
+            packed=self.packed,
+            mixing=self.mixing,
+        )
+
+    def evaluators(self) -> Sequence[Evaluator]:
+        """Return the validation loss of each task."""
+        return (ValidationLoss(task=self),)
+
+    def sharding_rules(self) -> ShardingRules:
+        """Lay the parameters out over `fsdp` and `tensor`."""
+        return self.model.sharding_rules()
+
+    def flops(self, batch_size: int) -> float:
+        """Return the operations of a step, padding included."""
+        return self.model.flops(
+            batch=batch_size, inputs=self.input_length, targets=self.target_length
+        )
+
+
+class _TrainingData(Data):
+    def __init__(self, task: MultitaskT5, *, batch_size: int, seed: int) -> None:
+        self._task, self._batch_size, self._seed = task, batch_size, seed
+
+    @functools.cached_property
+    def _mixed(self) -> MixedData:
+        return self._task.mixed_data(batch_size=self._batch_size, seed=self._seed)
+
+    def batch(self, step: int) -> Arrays:
+        return self._mixed.batch(step)
+
+    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        lengths = {"input": self._task.input_length, "target": self._task.target_length}
+        return {
+            name: jax.ShapeDtypeStruct((self._batch_size, length), np.int32)
+            for side, length in lengths.items()
+            for name in (f"{side}s", f"{side}_segments")
+        }
+
+
+def one_in_a_row(task: MultitaskT5, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """Encode examples of one task, one in a row, as arrays of a training batch."""
+    name = examples[0].task
+    sides = {
+        "input": (
+            task.tokenizer.encode_sources(
+                TASKS[name], [e.input for e in examples], task.input_length
+            ),
+            task.input_length,
+        ),
+        "target": (
+            task.tokenizer.encode_many([e.target for e in examples], task.target_length),
+            task.target_length,
+        ),
+    }
+    arrays: dict[str, np.ndarray] = {}
+    for side, (encoded, length) in sides.items():
+        pieces = [encoded[i] for i in range(len(encoded))]
+        rows = np.arange(len(pieces))
+        ids, segments = lay_out(pieces, rows, len(pieces), length)
+        arrays |= {f"{side}s": ids, f"{side}_segments": segments}
+    return arrays
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ValidationLoss:
+    """Mean negative log-likelihood of a target token on held-out rows, by task."""
+
+    task: MultitaskT5
+    """The training task."""
+    name: str = "valid"
+    """Prefix of the numbers."""
+
+    @property
+    def every(self) -> int:
+        """Cadence in steps."""
+        return self.task.eval_every
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, OnePass]:
+        return {
+            name: OnePass(
+                one_in_a_row(self.task, examples[: self.task.eval_rows]),
+                batch_size=self.task.eval_batch,
+            )
+            for name, examples in self.task.examples.held_out.items()
+            if examples
+        }
+
+    @functools.cached_property
+    def _step(self) -> Any:
+        def step(params: Params, batch: Batch) -> Metrics:
+            filled_up = batch["weight"][:, None] == 0
+            segments = jnp.where(filled_up, 0, batch["target_segments"])
+            model = bind(self.task.model, params)
+            return {
+                "loss": sequence_loss(model, {**batch, "target_segments": segments}, LossConfig())
+            }
+
+        return jax.jit(step)
+
+    def __call__(self, params: Params, mesh: Mesh) -> Mapping[str, float]:
+        """Return the loss of each task, and their mean."""
+        found = {}
+        for name, rows in self._rows.items():
+            total = None
+            for i in range(len(rows)):
+                part = self._step(params, place(rows.batch(i), mesh))
+                total = part if total is None else merge(total, part)
+                await_simulated(total, mesh)
+            assert total is not None
+            found[f"{name}/loss"] = compute(total)["loss"]
+        return {**found, "loss": float(np.mean(list(found.values())))}
