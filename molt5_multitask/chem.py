@@ -17,6 +17,9 @@ from rdkit import Chem, rdBase
 
 BackslashForm = Literal["none", "single", "doubled"]
 
+HEAVY_ATOM = re.compile(r"\[(?!\d*(?:\*|H[+-]?\d*\]))[^]]+\]|Br|Cl|[BCNOPSFIbcnops]")
+"""Atoms of a SMILES: the organic subset, and what stands in brackets but hydrogens and dummies."""
+
 
 def parse(smiles: str) -> Chem.Mol | None:
     """Read a SMILES and sanitise it, without log lines; None if it is not valid.
@@ -56,30 +59,21 @@ def molecules(side: str) -> frozenset[str] | None:
     mol = None if len(side.split()) > 1 else parse(side)
     if mol is None:
         return None
-    for atom in mol.GetAtoms():
-        atom.SetAtomMapNum(0)
-    # Removing a map may let an explicit hydrogen become implicit: read the string once more.
-    text = canonical(Chem.MolToSmiles(mol)) or ""
+    if ":" in side:
+        for atom in mol.GetAtoms():
+            atom.SetAtomMapNum(0)
+        # A mapped explicit hydrogen, or bracket, may now be implicit: read it once more.
+        mol = parse(Chem.MolToSmiles(mol))
+    text = "" if mol is None else Chem.MolToSmiles(mol)
     return frozenset(text.split(".")) - {""}
 
 
-def largest_fragment(side: str) -> str | None:
-    """Return the canonical SMILES of the molecule with most heavy atoms in a reaction side.
+def largest(found: Iterable[str]) -> str | None:
+    """Return the molecule with most heavy atoms of canonical SMILES; None if there is none.
 
     Of several with the same number, the last in alphabetical order: any fixed rule would do.
-
-    Returns:
-      The molecule without atom map numbers; None if the side is empty or not valid.
     """
-    found = molecules(side)
-    if not found:
-        return None
-
-    def size(smiles: str) -> tuple[int, str]:
-        mol = parse(smiles)
-        return (0 if mol is None else mol.GetNumHeavyAtoms()), smiles
-
-    return max(found, key=size)
+    return max(found, key=lambda smiles: (len(HEAVY_ATOM.findall(smiles)), smiles), default=None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

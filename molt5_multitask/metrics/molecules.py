@@ -79,13 +79,35 @@ def same_inchi(a: Chem.Mol | None, b: Chem.Mol | None) -> bool:
     return key != "" and key == chem.inchi(b)
 
 
+def same_fingerprints(a: Chem.Mol, b: Chem.Mol) -> bool:
+    """Whether two molecules are known to have the same fingerprints, with some bit in each.
+
+    MACCS, RDK and Morgan do not see stereochemistry. A bond sets a bit of RDK, a heteroatom one of
+    MACCS; where neither is sure, two empty fingerprints might be compared, whose similarity is 0.
+    """
+    if a is b:
+        plain = True
+    elif rdMolDescriptors.CalcMolFormula(a) != rdMolDescriptors.CalcMolFormula(b):
+        return False
+    else:
+        plain = _without_stereo(a) == _without_stereo(b)
+    return plain and a.GetNumBonds() > 0 and rdMolDescriptors.CalcNumHeteroatoms(a) > 0
+
+
+def _without_stereo(mol: Chem.Mol) -> str:
+    copy = Chem.Mol(mol)
+    Chem.RemoveStereochemistry(copy)
+    return Chem.MolToSmiles(copy)
+
+
 def similarities(
     pairs: Sequence[tuple[Chem.Mol | None, Chem.Mol | None]], *, progress: bool = False
 ) -> dict[str, np.ndarray]:
     """Tanimoto similarities "MACCS", "RDK" and "Morgan" by row; NaN where a molecule is missing."""
-    rows = [row for row, (a, b) in enumerate(pairs) if a is not None and b is not None]
+    valid = {row: (a, b) for row, (a, b) in enumerate(pairs) if a is not None and b is not None}
+    other = {row: pair for row, pair in valid.items() if not same_fingerprints(*pair)}
     # The same object stands for the same SMILES, so that a repeated molecule is done once.
-    mols: list[Any] = list({id(mol): mol for row in rows for mol in pairs[row]}.values())
+    mols: list[Any] = list({id(mol): mol for pair in other.values() for mol in pair}.values())
     morgan = rdFingerprintGenerator.GetMorganGenerator(radius=2)
     rdk = rdFingerprintGenerator.GetRDKitFPGenerator()  # the defaults of Chem.RDKFingerprint
 
@@ -110,9 +132,9 @@ def similarities(
 
     def of(name: str) -> np.ndarray:
         values = np.full(len(pairs), np.nan)
-        for row in rows:
-            a, b = (prints[id(mol)][name] for mol in pairs[row])
-            values[row] = DataStructs.TanimotoSimilarity(a, b)
+        values[list(valid)] = 1.0
+        for row, (a, b) in other.items():
+            values[row] = DataStructs.TanimotoSimilarity(prints[id(a)][name], prints[id(b)][name])
         return values
 
     return {name: of(name) for name in ("MACCS", "RDK", "Morgan")}

@@ -6,6 +6,7 @@ invalid beams keep their rank.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Protocol
 
@@ -74,11 +75,12 @@ def reaction_scores(
       "top-k" (the set of molecules is among the first k beams), and "MaxFrag top-k" (its largest
       molecule is).
     """
+    read = functools.cache(chem.molecules)
     rows = list(zip(references, beams, strict=True))
     sets, fragments = [], []
     for reference, outputs in track(rows, "reaction accuracy", enabled=progress):
-        sets.append(_rank(reference, outputs, chem.molecules))
-        fragments.append(_rank(reference, outputs, chem.largest_fragment))
+        sets.append(_rank(reference, outputs, read))
+        fragments.append(_rank(reference, outputs, lambda text: chem.largest(read(text) or ())))
     width = min((len(outputs) for outputs in beams), default=0)
     return Scores(
         values={
@@ -115,11 +117,12 @@ def round_trip_scores(
         raise UnavailableError("needs a forward model: --forward_predictions and --forward_model")
     if products is None:
         raise UnavailableError("needs the inputs: a column `input` with the products")
-    asked = list({beam: None for outputs in beams for beam in outputs if chem.molecules(beam)})
+    read = functools.cache(chem.molecules)
+    asked = list({beam: None for outputs in beams for beam in outputs if read(beam)})
     found = dict(zip(asked, forward(asked), strict=True))
     rows = list(zip(products, beams, strict=True))
     hits = [
-        _rank(product, [found.get(beam, "") for beam in outputs], chem.molecules)
+        _rank(product, [found.get(beam, "") for beam in outputs], read)
         for product, outputs in track(rows, "round trip", enabled=progress)
     ]
     width = min((len(outputs) for outputs in beams), default=0)

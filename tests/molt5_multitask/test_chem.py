@@ -62,12 +62,24 @@ def test_molecules_refuses_text_after_the_smiles():
     assert chem.molecules("CCO and water") is None
 
 
-def test_largest_fragment_counts_heavy_atoms_not_characters():
-    assert chem.largest_fragment("[O-][Cl+3]([O-])([O-])[O-].c1ccccc1") == "c1ccccc1"
-    assert chem.largest_fragment("c1ccc(O)cc1.[CH3:4][OH:5]") == PHENOL
-    assert chem.largest_fragment("CO.CN") == chem.largest_fragment("CN.CO")
-    assert chem.largest_fragment("") is None
-    assert chem.largest_fragment("C1") is None
+def test_the_largest_molecule_has_most_heavy_atoms_not_characters():
+    assert chem.largest(["[O-][Cl+3]([O-])([O-])[O-]", "c1ccccc1"]) == "c1ccccc1"
+    assert chem.largest(["CO", "CN"]) == chem.largest(["CN", "CO"]) == "CO"
+    assert chem.largest([]) is None
+
+
+@pytest.mark.parametrize(
+    "smiles",
+    [
+        *("CCO", "[H][H]", "[2H]C([2H])Cl", "[H+]", "[NH4+]", "BrCCBr", "c1cc[nH]c1", "[Na+]"),
+        *("*C", "[O-][Cl+3]([O-])([O-])[O-]", "C[C@@H](N)[13CH3]", "[SeH2]", "[Hg]", "[He]", "P"),
+    ],
+)
+def test_heavy_atoms_are_counted_in_the_string_as_in_the_molecule(smiles):
+    mol = chem.parse(smiles)
+    assert mol is not None
+    text = Chem.MolToSmiles(mol)
+    assert len(chem.HEAVY_ATOM.findall(text)) == mol.GetNumHeavyAtoms()
 
 
 def test_doubled_backslashes_are_found_by_column_and_halved_once():
