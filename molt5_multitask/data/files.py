@@ -5,6 +5,7 @@ import logging
 
 from molt5_multitask.corpus.corpus import Corpus
 from molt5_multitask.data.readers import Reader, read
+from molt5_multitask.tasks import TASKS, Example
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,9 @@ class FileCorpus:
     def make(self) -> Corpus:
         """Read all examples, and report the rows that were left out.
 
+        Training examples with the input, or the output molecules, of a held-out example of the same
+        task are dropped and counted, or the held-out scores would partly be of rows seen before.
+
         Raises:
           ValueError: for a file that cannot be read or has too many bad rows, with their places.
         """
@@ -32,4 +36,25 @@ class FileCorpus:
             if report.bad:
                 logger.warning("rows left out:\n%s", report)
             sides.append(examples)
-        return Corpus(*sides)
+        train, held_out = sides
+        return Corpus(
+            {name: _unseen(rows, held_out.get(name, [])) for name, rows in train.items()}, held_out
+        )
+
+
+def _unseen(train: list[Example], held_out: list[Example]) -> list[Example]:
+    """Return the training examples of a task that a held-out one does not give away."""
+
+    def marks(example: Example) -> set[str]:
+        molecules = TASKS[example.task].output_kind in ("smiles", "reaction")
+        return {f"in {example.input}", *([f"out {example.target}"] if molecules else [])}
+
+    seen = set().union(*map(marks, held_out))
+    kept = [example for example in train if seen.isdisjoint(marks(example))]
+    if dropped := len(train) - len(kept):
+        logger.warning(
+            "%s: %s training examples are among the held-out ones, and dropped",
+            train[0].task,
+            f"{dropped:,}",
+        )
+    return kept
