@@ -27,9 +27,10 @@ import numpy as np
 import tyro
 from jax.experimental import jet
 
-from born_mlp import report, taylor
+from born_mlp import taylor
 from born_mlp.mlp import MLP, Params
 from born_mlp.taylor import engine, evaluate, plan
+from common import report
 
 OUTPUT = pathlib.Path(__file__).with_suffix(".json")
 SHAPES = ("8,16,2", "8,64,3", "16,64,2", "32,64,2", "64,64,2")

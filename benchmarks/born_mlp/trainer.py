@@ -35,9 +35,8 @@ import optax
 import tyro
 from jaxtyping import Float
 
-from born_mlp import report
 from born_mlp.fit import ResidualFit
-from common import CheckpointConfig, Experiment, OptimConfig, train
+from common import CheckpointConfig, Experiment, OptimConfig, report, train
 from common.data import stack_steps
 from common.optim import make_optimizer
 from common.perf import enable_compile_cache

@@ -1,0 +1,46 @@
+"""What every table needs: where its numbers come from, and its Markdown."""
+
+import datetime
+import os
+import pathlib
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+
+def provenance() -> dict[str, Any]:
+    """Return machine, date, versions and command: what every table must say."""
+    device = jax.devices()[0]
+    name = device.device_kind
+    if device.platform == "cpu":
+        name = f"{_cpu_name()}, {os.cpu_count()} cores"
+    return {
+        "machine": name,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
+        "command": shlex.join(["python", *_module_or_script(), *sys.argv[1:]]),
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _module_or_script() -> list[str]:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return [sys.argv[0]] if spec is None else ["-m", spec.name]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
