@@ -7,15 +7,19 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
+from common.choices import check_choice
 from common.data import Data
 from common.data.arrays import Arrays
+from molt5_multitask.data.augment import randomise
 from molt5_multitask.data.mixing import Mixing, Mixture
 from molt5_multitask.data.packing import first_fit, lay_out
 from molt5_multitask.tasks import TASKS, Example, Seq2SeqTask
 from molt5_multitask.tokenizer import Tokenizer
 
-WINDOW = 2048
-"""Examples that are packed together, at least: more fill rows better, fewer start sooner."""
+WINDOW = 4096
+"""Examples that are packed together, about: more fill rows better, fewer start sooner."""
+TRIALS = 8
+"""Windows on which the number of examples is chosen."""
 
 
 class MixedData(Data):
@@ -38,6 +42,7 @@ class MixedData(Data):
         target_length: int = 512,
         packed: bool = True,
         mixing: Mixing = Mixing(),  # noqa: B008
+        augment: float = 0.0,
         tasks: Mapping[str, Seq2SeqTask] = TASKS,
     ) -> None:
         """Encode all examples and plan the windows.
@@ -51,22 +56,30 @@ class MixedData(Data):
           target_length: tokens of a row of targets; a longer target is cut and counted.
           packed: put several examples into a row.
           mixing: how often each task is drawn.
+          augment: share of the inputs that are molecules or reactions to be written in a random
+            order of their atoms, anew at each draw; where that is too long, as they are.
           tasks: the tasks by name, with their prompts.
 
         Raises:
           ValueError: for a task without examples or an unknown one, and a prompt that does not fit.
         """
+        for name in examples:
+            check_choice("task", name, tasks)
+        if not 0 <= augment <= 1:
+            raise ValueError(f"augment = {augment} is a share: it must lie in [0, 1]")
         self.capacity = (input_length, target_length)
         self._batch_size, self._seed, self._packed = batch_size, seed, packed
-        self.mixture = Mixture(
-            {name: len(rows) for name, rows in examples.items()}, mixing, seed=seed
-        )
-        self._sides = [
-            (
-                tokenizer.encode_sources(tasks[name], [e.input for e in rows], input_length),
-                tokenizer.encode_many([e.target for e in rows], target_length),
-            )
+        self._augment, self._tokenizer = augment, tokenizer
+        self._examples = examples
+        self._tasks = [tasks[name] for name in examples]
+        self.mixture = Mixture({n: len(rows) for n, rows in examples.items()}, mixing, seed=seed)
+        self._sources = [
+            tokenizer.encode_sources(tasks[name], [e.input for e in rows], input_length)
             for name, rows in examples.items()
+        ]
+        self._targets = [
+            tokenizer.encode_many([e.target for e in rows], target_length)
+            for rows in examples.values()
         ]
         self._window_rows, self._window_examples = batch_size, batch_size
         if packed:
@@ -78,8 +91,21 @@ class MixedData(Data):
         """Number of sources and of targets of each task that were cut because too long."""
         return {
             name: (int((source.cut > 0).sum()), int((target.cut > 0).sum()))
-            for name, (source, target) in zip(self.mixture.tasks, self._sides, strict=True)
+            for name, source, target in zip(
+                self._examples, self._sources, self._targets, strict=True
+            )
         }
+
+    def padding(self) -> dict[str, tuple[float, float]]:
+        """Return the share of padding with one example a row, and as it is, in the first window."""
+        found = {}
+        for side, name in enumerate(("inputs", "targets")):
+            segments = self._window(0)[f"{name[:-1]}_segments"]
+            real = np.count_nonzero(segments)
+            examples = segments.max(1).sum()
+            before = 1 - real / (examples * self.capacity[side])
+            found[name] = (float(before), float(1 - real / segments.size))
+        return found
 
     @property
     def examples_per_step(self) -> float:
@@ -109,42 +135,60 @@ class MixedData(Data):
         """Return the token ids of sources and targets at positions of the mixed order."""
         task, row = self.mixture.positions(start, count)
         pairs = list(zip(task.tolist(), row.tolist(), strict=True))
-        return [self._sides[t][0][r] for t, r in pairs], [self._sides[t][1][r] for t, r in pairs]
+        sources = [self._sources[t][r] for t, r in pairs]
+        if self._augment:
+            rng = np.random.default_rng((self._seed, 3, start))
+            drawn = rng.random(count) < self._augment
+            seeds = rng.integers(2**31, size=count)
+            for i in np.flatnonzero(drawn).tolist():
+                sources[i] = self._rewritten(*pairs[i], int(seeds[i]))
+        return sources, [self._targets[t][r] for t, r in pairs]
 
-    def _lengths(self, start: int, count: int) -> np.ndarray:
-        sources, targets = self._pieces(start, count)
-        return np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)])
+    def _rewritten(self, task: int, row: int, seed: int) -> np.ndarray:
+        """Return the source of an example with its molecules written in another order."""
+        kind = self._tasks[task].input_kind
+        example = self._examples[self._tasks[task].name][row]
+        text = randomise(example.input, kind, seed)
+        if text == example.input:
+            return self._sources[task][row]
+        encoded = self._tokenizer.encode_sources(self._tasks[task], [text], self.capacity[0])
+        return self._sources[task][row] if encoded.cut[0] else encoded[0]
 
     def _plan(self) -> None:
         """Choose the rows and examples of a window."""
-        mean = (self._lengths(0, WINDOW) / np.array(self.capacity)).mean(0).max()
-        batches = int(np.ceil(WINDOW * mean / self._batch_size))
-        rows = batches * self._batch_size
+
+        def lengths(start: int, count: int) -> np.ndarray:
+            return _lengths(*self._pieces(start, count))
+
+        mean = (lengths(0, WINDOW) / np.array(self.capacity)).mean(0).max()
+        rows = -(-int(WINDOW * mean) // self._batch_size) * self._batch_size
         count = int(rows / mean)
-        # Rows without limit: how many does a window need?
+        # With rows enough for all: how many does a window need?
         needed = np.array(
             [
-                first_fit(self._lengths(i * count, count), self.capacity, 2 * rows).max() + 1
-                for i in range(8)
+                first_fit(lengths(i * count, count), self.capacity, count).max() + 1
+                for i in range(TRIALS)
             ]
         )
-        spare = rows - 4 * max(needed.std(ddof=1), 0.25)
+        spare = 4 * max(float(needed.std(ddof=1)), 0.25)
         self._window_rows = rows
-        self._window_examples = max(1, int(count * spare / needed.mean()))
+        self._window_examples = max(1, int(count * (rows - spare) / needed.mean()))
 
     def _make_window(self, window: int) -> Arrays:
         sources, targets = self._pieces(window * self._window_examples, self._window_examples)
         rows = self._window_rows
+        row_of = np.arange(rows)
         if self._packed:
-            lengths = np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)])
-            row_of = first_fit(lengths, self.capacity, rows)
-            if (left := int((row_of < 0).sum())) > 0:
-                warnings.warn(f"window {window}: {left} examples found no room", stacklevel=2)
+            row_of = first_fit(_lengths(sources, targets), self.capacity, rows)
+            if left := int((row_of < 0).sum()):
+                warnings.warn(
+                    f"{left} of {len(sources)} examples found no room in window {window} of packed"
+                    " rows and are left out of this pass",
+                    stacklevel=2,
+                )
             # First fit puts the long examples into the first rows: batches should be alike.
             order = np.random.default_rng((self._seed, 2, window)).permutation(rows)
             row_of = np.where(row_of < 0, -1, order[row_of])
-        else:
-            row_of = np.arange(rows)
         inputs, input_segments = lay_out(sources, row_of, rows, self.capacity[0])
         outputs, target_segments = lay_out(targets, row_of, rows, self.capacity[1])
         return {
@@ -153,3 +197,8 @@ class MixedData(Data):
             "targets": outputs,
             "target_segments": target_segments,
         }
+
+
+def _lengths(sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> np.ndarray:
+    """Return int (examples, 2): tokens of each source and target."""
+    return np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)])

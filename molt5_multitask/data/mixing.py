@@ -91,26 +91,30 @@ class Mixture:
         # Two blocks at most meet in a batch, and batches are read in order.
         self._block = functools.lru_cache(maxsize=2)(self._make_block)
 
-    def _make_block(self, block: int) -> Positions:
-        kinds = np.repeat(np.arange(len(self.tasks), dtype=np.int16), self._quota)
-        np.random.default_rng((self._seed, 0, block)).shuffle(kinds)
-        rows = np.empty(BLOCK, np.int64)
+    def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the task at each position of a block, and how many of that task come before."""
+        tasks = np.repeat(np.arange(len(self.tasks), dtype=np.int16), self._quota)
+        np.random.default_rng((self._seed, 0, block)).shuffle(tasks)
+        before = np.empty(BLOCK, np.int32)
         for i, quota in enumerate(self._quota):
-            rows[kinds == i] = self._orders[i].rows(block * int(quota), int(quota))
-        return Positions(kinds, rows)
+            before[tasks == i] = np.arange(quota)
+        return tasks, before
 
     def positions(self, start: int, count: int) -> Positions:
         """Return what stands at positions `start` to `start + count`."""
-        pieces = []
-        while count > 0:
-            block, offset = divmod(start, BLOCK)
-            found = self._block(block)
-            piece = Positions(
-                found.task[offset : offset + count], found.row[offset : offset + count]
-            )
-            pieces.append(piece)
-            start, count = start + len(piece.task), count - len(piece.task)
-        return Positions(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
+        task, row = np.empty(count, np.int16), np.empty(count, np.int64)
+        done = 0
+        while done < count:
+            block, offset = divmod(start + done, BLOCK)
+            tasks, before = (array[offset : offset + count - done] for array in self._block(block))
+            piece = slice(done, done + len(tasks))
+            task[piece] = tasks
+            for i in np.unique(tasks):
+                mine = tasks == i
+                first = block * int(self._quota[i]) + int(before[mine][0])
+                row[piece][mine] = self._orders[i].rows(first, int(mine.sum()))
+            done += len(tasks)
+        return Positions(task, row)
 
     def passes(self, positions: int) -> dict[str, float]:
         """Return the mean number of passes over each task's examples after so many positions."""
