@@ -109,9 +109,12 @@ class SyntheticCorpus:
 
     def _molecules(self) -> Iterator[tuple[str, str]]:
         rng = self._rng("molecules")
+        seen = set()
         for _ in range(20 * self.molecules):
             mol = assemble(rng, substituents=self.substituents, most=3)
-            yield Chem.MolToSmiles(mol), caption(mol)
+            if (smiles := Chem.MolToSmiles(mol)) not in seen:
+                seen.add(smiles)
+                yield smiles, caption(mol)
 
     def _reactions(self) -> Iterator[tuple[str, str]]:
         for pair in draw(self._rng("reactions"), groups=self.groups, classes=self.reaction_classes):
