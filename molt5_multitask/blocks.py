@@ -196,35 +196,6 @@ class DecoderBlock(nnx.Module):
         y = self.feed_forward(self.feed_forward_norm(x), keep[4])
         return x + dropout(y, keep[5], config.dropout)
 
-    def step(
-        self,
-        x: Float[Array, "B K d"],
-        keys: Float[Array, "B H TK D"],
-        values: Float[Array, "B H TK D"],
-        start: Int[Array, ""],
-        *,
-        cross_keys: Float[Array, "B H L D"],
-        cross_values: Float[Array, "B H L D"],
-        bias: Float[Array, "1 H 1 TK"],
-        mask: Bool[Array, "B 1 K TK"],
-        cross_mask: Bool[Array, "B 1 1 L"],
-    ) -> tuple[Float[Array, "B K d"], Float[Array, "B H TK D"], Float[Array, "B H TK D"]]:
-        """Transform the newest position of K beams; see `molt5_multitask.model.Cache`.
-
-        The beams of an example ask the same keys, so they stand where positions stand in training.
-        """
-        y = self.self_attention_norm(x)
-        new_keys, new_values = self.self_attention.keys_values(y)
-        keys = jax.lax.dynamic_update_slice_in_dim(keys, new_keys, start, axis=2)
-        values = jax.lax.dynamic_update_slice_in_dim(values, new_values, start, axis=2)
-        y = self.self_attention.queries(y)
-        y = dot_product_attention(y, keys, values, bias=bias, mask=mask)
-        x = x + self.self_attention.merge(y)
-        y = self.cross_attention.queries(self.cross_attention_norm(x))
-        y = dot_product_attention(y, cross_keys, cross_values, mask=cross_mask)
-        x = x + self.cross_attention.merge(y)
-        return x + self.feed_forward(self.feed_forward_norm(x)), keys, values
-
 
 def _attend(
     attention: MultiHeadAttention,

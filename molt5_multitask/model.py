@@ -15,7 +15,7 @@ across them. Positions enter through their differences only, so they need no res
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,47 +26,14 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from common.nn.attention import MASKED
-from common.nn.layers import RMSNorm, dropout, dropout_masks
+from common.nn.layers import RMSNorm, dropout, dropout_masks, rms_norm
 from common.rng import Rngs
 from common.task import Params
 from molt5_multitask.blocks import DecoderBlock, Embedding, EncoderBlock, RelativeBias
 from molt5_multitask.config import PAD, PRESETS, T5Config, preset
+from molt5_multitask.incremental import Cache, StepLayer, step
 
 __all__ = ["PRESETS", "T5", "Cache", "T5Config", "bind", "init", "preset", "shift_right"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cache:
-    """What decoding step by step keeps, for K beams of each of B examples and at most T tokens.
-
-    A beam's history may have been written by other beams. Instead of moving keys and values when
-    beams are reordered, `writers` says whose they are, and attention looks there.
-    """
-
-    index: Int[Array, ""]
-    """Tokens taken so far."""
-    writers: Int[Array, "B K T"]
-    """The beam that wrote position t of beam k's history."""
-    keys: tuple[Float[Array, "B H TK D"], ...]
-    """Self-attention keys by layer; position t as written by beam k is at t * K + k."""
-    values: tuple[Float[Array, "B H TK D"], ...]
-    """Self-attention values by layer."""
-    cross_keys: tuple[Float[Array, "B H L D"], ...]
-    """Keys of the encoder's result by layer, once for all beams."""
-    cross_values: tuple[Float[Array, "B H L D"], ...]
-    """Values of the encoder's result by layer."""
-    segments: Int[Array, "B L"]
-    """1 where the encoder's result is of the example, 0 at padding."""
-    distance_bias: Float[Array, "H T"]
-    """Position bias 0, 1, ... tokens back."""
-    layers: tuple[Any, ...]
-    """Parameters of the decoder's blocks, unstacked once: slicing copies them at every step."""
-
-    def reorder(self, beams: Int[Array, "B K"]) -> "Cache":
-        """Let beam k go on with the history of beam `beams[:, k]`."""
-        writers = jnp.take_along_axis(self.writers, beams[:, :, None], axis=1)
-        return dataclasses.replace(self, writers=writers)
 
 
 class Stack(nnx.Module):
@@ -203,9 +170,13 @@ class T5(nnx.Module):
     def logits(self, hidden: Float[Array, "... d"]) -> Float[Array, "... V"]:
         """Project decoder states to float32 logits, of all `vocab_rows`; spare ones are -1e9."""
         table = self.output_table
-        logits = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
-        spare = np.arange(len(table)) >= self.config.vocab_size
-        return jnp.where(spare, MASKED, logits) if spare.any() else logits
+        return self._without_spare(
+            jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+        )
+
+    def step_layers(self) -> tuple[StepLayer, ...]:
+        """Return the decoder's weights as `decode_step` uses them, by layer: make them once."""
+        return tuple(StepLayer.of(block) for block in self._decoder_blocks())
 
     def init_cache(
         self,
@@ -215,33 +186,19 @@ class T5(nnx.Module):
         beams: int,
         max_tokens: int,
     ) -> Cache:
-        """Make the cache for decoding up to `max_tokens` tokens, the start token among them."""
-        config = self.config
-        graph, stacked = nnx.split(self.decoder.blocks)
-        layers = [
-            jax.tree.map(lambda leaf, l=l: leaf[l], nnx.to_pure_dict(stacked))
-            for l in range(config.decoder_layers)
-        ]
-        cross = [nnx.merge(graph, layer).cross_attention.keys_values(encoded) for layer in layers]
-        shape = (len(encoded), config.heads, max_tokens * beams, config.d_kv)
-        empty = tuple(jnp.zeros(shape, encoded.dtype) for _ in layers)
-        own = jnp.arange(beams, dtype=jnp.int32)[:, None]
-        return Cache(
-            index=jnp.zeros((), jnp.int32),
-            writers=jnp.broadcast_to(own, (len(encoded), beams, max_tokens)),
-            keys=empty,
-            values=jax.tree.map(jnp.copy, empty),
-            cross_keys=tuple(keys for keys, _ in cross),
-            cross_values=tuple(values for _, values in cross),
-            segments=segments,
-            distance_bias=self.decoder.relative_bias.at(-np.arange(max_tokens)),
-            layers=tuple(layers),
-        )
+        """Make the cache for decoding `max_tokens` tokens at least, the start token included."""
+        cross = [block.cross_attention.keys_values(encoded) for block in self._decoder_blocks()]
+        return Cache.empty(cross, segments, beams=beams, tokens=max_tokens)
 
     def decode_step(
-        self, cache: Cache, tokens: Int[Array, "B K"]
+        self, layers: Sequence[StepLayer], cache: Cache, tokens: Int[Array, "B K"]
     ) -> tuple[Float[Array, "B K V"], Cache]:
         """Take one more token of each beam; the first is the start token, id 0.
+
+        Args:
+          layers: what `step_layers` returns.
+          cache: what the tokens before have left.
+          tokens: the tokens.
 
         Returns:
           Float32 logits of the next token, and the cache with this one in it.
@@ -249,37 +206,48 @@ class T5(nnx.Module):
         batch, beams, length = cache.writers.shape
         positions, own = np.arange(length), np.arange(beams)
         # What a beam writes now is its own.
-        now = positions == cache.index
-        writers = jnp.where(now, own[:, None], cache.writers)
-        mask = (writers[..., None] == own) & (positions <= cache.index)[:, None]  # (B, K, T, K)
+        writers = jnp.where(positions == cache.index, own[:, None], cache.writers)
+        visible = (writers[..., None] == own) & (positions <= cache.index)[:, None]  # (B, K, T, K)
+        visible = visible.reshape(batch, 1, beams, length * beams)
+        distance_bias = self.decoder.relative_bias.at(-np.arange(length))
         back = jnp.maximum(cache.index - positions, 0)
-        bias = jnp.repeat(cache.distance_bias[:, back], beams, axis=1)
-        graph = nnx.graphdef(self.decoder.blocks)
-        x = self.embedding(tokens)
+        bias = jnp.repeat(distance_bias[:, back].astype(jnp.float32), beams, axis=1)
+        bias = jnp.where(visible, bias[:, None], MASKED)
+        cross_bias = jnp.where(cache.segments > 0, 0.0, MASKED)[:, None, None]
+        x = jnp.moveaxis(self.embedding(tokens), -1, 0)
         keys, values = [], []
-        for l, layer in enumerate(cache.layers):
-            x, new_keys, new_values = nnx.merge(graph, layer).step(
+        for l, layer in enumerate(layers):
+            x, new_keys, new_values = step(
+                layer,
                 x,
                 cache.keys[l],
                 cache.values[l],
                 cache.index * beams,
                 cross_keys=cache.cross_keys[l],
                 cross_values=cache.cross_values[l],
-                bias=bias[None, :, None],
-                mask=mask.reshape(batch, 1, beams, length * beams),
-                cross_mask=(cache.segments > 0)[:, None, None],
+                bias=bias,
+                cross_bias=cross_bias,
+                norm_eps=self.config.norm_eps,
             )
             keys.append(new_keys)
             values.append(new_values)
-        logits = self.logits(self._scaled(self.decoder.final_norm(x)))
+        scale = self.decoder.final_norm.scale[...][:, None, None]
+        x = self._scaled(rms_norm(x, scale, eps=self.config.norm_eps, axis=0))
+        logits = jnp.einsum("vd,dbk->vbk", self.output_table, x, preferred_element_type=jnp.float32)
+        logits = self._without_spare(jnp.moveaxis(logits, 0, -1))
         cache = dataclasses.replace(
-            cache,
-            index=cache.index + 1,
-            writers=writers,
-            keys=tuple(keys),
-            values=tuple(values),
+            cache, index=cache.index + 1, writers=writers, keys=tuple(keys), values=tuple(values)
         )
         return logits, cache
+
+    def _decoder_blocks(self) -> list[Any]:
+        graph, stacked = nnx.split(self.decoder.blocks)
+        layers = range(self.config.decoder_layers)
+        return [nnx.merge(graph, jax.tree.map(lambda leaf, l=l: leaf[l], stacked)) for l in layers]
+
+    def _without_spare(self, logits: Float[Array, "... V"]) -> Float[Array, "... V"]:
+        spare = np.arange(logits.shape[-1]) >= self.config.vocab_size
+        return jnp.where(spare, MASKED, logits) if spare.any() else logits
 
     def _scaled(self, hidden: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
         return hidden * self.config.d_model**-0.5 if self.config.scale_output else hidden

@@ -47,6 +47,15 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...]
 
 
+def rms_norm(
+    x: Float[Array, "..."], scale: Float[Array, "..."], *, eps: float, axis: int = -1
+) -> Float[Array, "..."]:
+    """Divide by the root mean square over an axis and scale, with the statistics in float32."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=axis, keepdims=True) + eps)
+    return (y * scale).astype(x.dtype)
+
+
 class RMSNorm(nnx.Module):
     """Division by the root mean square of the last axis, times a scale (arXiv:1910.07467)."""
 
@@ -55,10 +64,8 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """Normalise, with the statistics in float32."""
-        y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        return (y * self.scale[...]).astype(x.dtype)
+        """Normalise."""
+        return rms_norm(x, self.scale[...], eps=self.eps)
 
 
 Keep = Bool[Array, "B ..."] | None
