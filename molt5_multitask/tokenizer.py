@@ -37,6 +37,12 @@ class Encoded:
         """Tokens of each text, eos included."""
         return np.diff(self.ends, prepend=0)
 
+    @property
+    def unknown(self) -> np.ndarray:
+        """Whether each text holds characters that the vocabulary cannot write."""
+        counts = np.concatenate([[0], np.cumsum(self.ids == UNKNOWN)])
+        return np.diff(counts[self.ends], prepend=0) > 0
+
     def __len__(self) -> int:
         return len(self.ends)
 

@@ -42,8 +42,10 @@ class SyntheticCorpus:
     """Paragraphs: examples of paragraph_to_actions, held out included."""
     held_out: float = 0.1
     """Share of molecules, products and paragraphs that is held out."""
+    ring_systems: int = 6
+    """Kinds of ring systems of the captioned molecules, at most 10."""
     substituents: int = 12
-    """Kinds of substituents on the captioned molecules, at most 27."""
+    """Kinds of substituents on them, at most 27."""
     groups: int = 18
     """Kinds of aromatic and of aliphatic groups of the building blocks, at most 30."""
     reaction_classes: int = 16
@@ -101,7 +103,7 @@ class SyntheticCorpus:
                 return found
         raise ValueError(
             f"{what}: only {len(found)} different ones of {wanted} were found; ask for fewer, or"
-            " allow more substituents, groups or reaction classes"
+            " allow more ring systems, substituents, groups or reaction classes"
         )
 
     def _rng(self, name: str) -> random.Random:
@@ -111,7 +113,9 @@ class SyntheticCorpus:
         rng = self._rng("molecules")
         seen = set()
         for _ in range(20 * self.molecules):
-            mol = assemble(rng, substituents=self.substituents, most=3)
+            mol = assemble(
+                rng, ring_systems=self.ring_systems, substituents=self.substituents, most=3
+            )
             if (smiles := Chem.MolToSmiles(mol)) not in seen:
                 seen.add(smiles)
                 yield smiles, caption(mol)

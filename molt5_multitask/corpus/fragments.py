@@ -47,7 +47,7 @@ SCAFFOLDS = {
     "quinoline": "n1[cH:2][cH:3][cH:4]c2[cH:5][cH:6][cH:7][cH:8]c12",
     "pyrazine": "n1[cH:2][cH:3]n[cH:5][cH:6]1",
 }
-"""Ring systems by name, with the locants of their positions as atom map numbers."""
+"""Ring systems by name, the most common first; atom map numbers are the locants of positions."""
 
 ARYLS = (
     "c1ccccc1",

@@ -11,15 +11,16 @@ from molt5_multitask.corpus.fragments import SCAFFOLDS, SUBSTITUENTS
 _POSITION = re.compile(r"\[([A-Za-z])H2?:(\d)\](\d*)")
 
 
-def assemble(rng: random.Random, *, substituents: int, most: int) -> Chem.Mol:
+def assemble(rng: random.Random, *, ring_systems: int, substituents: int, most: int) -> Chem.Mol:
     """Put one to `most` substituents on a ring system.
 
     Args:
       rng: source of the choices.
+      ring_systems: how many of the known ring systems are used.
       substituents: how many of the known substituents are used.
       most: largest number of them on a ring.
     """
-    scaffold = rng.choice(list(SCAFFOLDS.values()))
+    scaffold = rng.choice(list(SCAFFOLDS.values())[:ring_systems])
     groups = list(SUBSTITUENTS.values())[:substituents]
     places = rng.sample(_POSITION.findall(scaffold), rng.randint(1, most))
     chosen = {locant: f"({rng.choice(groups)})" for _, locant, _ in places}

@@ -10,6 +10,7 @@ import numpy as np
 from common.choices import check_choice
 from common.data import Data
 from common.data.arrays import Arrays
+from common.report import table
 from molt5_multitask.data.augment import randomise
 from molt5_multitask.data.mixing import Mixing, Mixture
 from molt5_multitask.data.packing import first_fit, lay_out
@@ -106,6 +107,25 @@ class MixedData(Data):
             before = 1 - real / (examples * self.capacity[side])
             found[name] = (float(before), float(1 - real / segments.size))
         return found
+
+    def summary(self) -> str:
+        """Describe the data as a Markdown table, and its padding in a sentence."""
+        rows = []
+        for i, (name, share) in enumerate(self.mixture.shares.items()):
+            cut = [int((side[i].cut > 0).sum()) for side in (self._sources, self._targets)]
+            unknown = int(self._targets[i].unknown.sum())
+            numbers = (len(self._targets[i]), *cut, unknown)
+            rows.append([name, f"{share:.1%}", *(f"{number:,}" for number in numbers)])
+        header = ["task", "share", "examples", "sources cut", "targets cut"]
+        padding = ", ".join(
+            f"{name} {before:.1%} -> {after:.1%}"
+            for name, (before, after) in self.padding().items()
+        )
+        in_row = self.examples_per_step / self._batch_size
+        return (
+            table([*header, "targets with unknown characters"], rows)
+            + f"\n\npadding of {padding}; {in_row:.1f} examples a row"
+        )
 
     @property
     def examples_per_step(self) -> float:

@@ -6,7 +6,7 @@ import lzma
 import pathlib
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from common.choices import suggestion
@@ -18,25 +18,26 @@ _OPEN: dict[str, Callable[[pathlib.Path], Any]] = {
 }
 
 
-def read_lines(path: str, member: str | None = None) -> list[bytes]:
+def read_lines(path: str) -> list[bytes]:
     """Read the lines of a file, without their ends, decompressed as its name tells.
 
     Args:
-      path: a text file, plain or `.gz`, `.bz2` or `.xz`; or a `.zip` or `.tar` archive of any
-        compression.
-      member: the file within the archive; may be left out where it holds only one.
+      path: a text file, plain or `.gz`, `.bz2` or `.xz`; or a file within a `.zip` or `.tar`
+        archive of any compression, e.g. `data.zip/train/a.txt`; or an archive of one file.
 
     Raises:
-      ValueError: for a file that is not there, is damaged or empty, and a member that an archive
-        does not hold; nothing else is raised for what a file may hold.
+      ValueError: for a file that is not there, is damaged or empty.
     """
     file = pathlib.Path(path)
+    member = None
+    if archive := next((p for p in file.parents if p.is_file()), None):
+        file, member = archive, file.relative_to(archive).as_posix()
     if not file.is_file():
         beside = [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else []
         hint = f"; {suggestion(file.name, sorted(beside))}" if beside else ""
         raise ValueError(f"there is no file {path}{hint}")
     try:
-        data = b"".join(_blocks(file, member))
+        data = _read(file, member)
     except (OSError, EOFError, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     # Only line feeds end a line: text may hold other characters that Unicode takes for line ends.
@@ -46,23 +47,23 @@ def read_lines(path: str, member: str | None = None) -> list[bytes]:
     return [line.removesuffix(b"\r") for line in lines]
 
 
-def _blocks(file: pathlib.Path, member: str | None) -> Iterator[bytes]:
+def _read(file: pathlib.Path, member: str | None) -> bytes:
     name = file.name.lower()
     if name.endswith(".zip"):
         with zipfile.ZipFile(file) as archive:
             names = [info.filename for info in archive.infolist() if not info.is_dir()]
-            yield archive.read(_choose(file, names, member))
-    elif ".tar" in name or name.endswith(".tgz"):
+            return archive.read(_choose(file, names, member))
+    if ".tar" in name or name.endswith(".tgz"):
         with tarfile.open(file) as tar:
             names = [info.name for info in tar.getmembers() if info.isfile()]
             stream = tar.extractfile(_choose(file, names, member))
             assert stream is not None
-            yield stream.read()
-    elif member is not None:
-        raise ValueError(f"{file} is not an archive; it has no member {member!r}")
-    else:
-        with _OPEN.get(file.suffix.lower(), lambda p: p.open("rb"))(file) as plain:
-            yield plain.read()
+            return stream.read()
+    if member is not None:
+        raise ValueError(f"{file} is a file, and no archive that could hold {member}")
+    with _OPEN.get(file.suffix.lower(), lambda p: p.open("rb"))(file) as plain:
+        data: bytes = plain.read()
+    return data
 
 
 def _choose(file: pathlib.Path, names: list[str], member: str | None) -> str:
@@ -70,7 +71,8 @@ def _choose(file: pathlib.Path, names: list[str], member: str | None) -> str:
     if member is None and len(names) == 1:
         return names[0]
     if member is None:
-        raise ValueError(f"{file} holds {len(names)} files; name one: {', '.join(names[:20])}")
+        listed = ", ".join(f"{file}/{name}" for name in names[:20])
+        raise ValueError(f"{file} holds {len(names)} files; name one: {listed}")
     if member not in names:
-        raise ValueError(f"{file} has no member {member!r}; {suggestion(member, names)}")
+        raise ValueError(f"{file} holds no {member}; {suggestion(member, names)}")
     return member

@@ -1,8 +1,8 @@
 """Readers: where training and test examples come from.
 
 Each reader is a config that names files and yields examples; a row that is not usable is left out
-and reported with its file and line. Local files need no network; `HubTable` reads what `datasets`
-can.
+and reported with its file and line. Files may be compressed or lie in archives (`lines.py`).
+`HubTable` reads what `datasets` can; the others need no network.
 """
 
 import dataclasses
@@ -61,14 +61,12 @@ class MoleculeCaptions:
     path: str
     """File with the columns `SMILES` and `description`; others are passed over. Backslashes may be
     written once or twice."""
-    member: str | None = None
-    """File within an archive."""
     tasks: tuple[str, ...] = ("molecule_to_text", "text_to_molecule")
     """Directions to make examples of."""
 
     def read(self, report: BadRows) -> list[Example]:
         """Read all examples."""
-        rows = _table(self.path, self.member, ("SMILES", "description"), report)
+        rows = _table(self.path, ("SMILES", "description"), report)
         return _examples(rows, CAPTION_TASKS, report, wanted=self.tasks)
 
 
@@ -78,8 +76,6 @@ class Reactions:
 
     path: str
     """File of reactions."""
-    member: str | None = None
-    """File within an archive."""
     layout: Literal["pair", "table", "mapped"] = "pair"
     """pair: `precursors<TAB>product`, no header. table: TSV whose header names the columns
     `product` and `reactants`. mapped: `reactants>reagents>product` with atom maps; reagents
@@ -93,11 +89,11 @@ class Reactions:
         """Read all examples."""
         check_choice("layout", self.layout, ("pair", "table", "mapped"))
         if self.layout == "table":
-            rows = _table(self.path, self.member, ("reactants", "product"), report)
+            rows = _table(self.path, ("reactants", "product"), report)
         elif self.layout == "pair":
-            rows = _split(self.path, self.member, lambda line: line.split("\t"), report)
+            rows = _split(self.path, lambda line: line.split("\t"), report)
         else:
-            rows = _split(self.path, self.member, _unmapped_sides, report)
+            rows = _split(self.path, _unmapped_sides, report)
         canonical = self.canonical or self.layout == "mapped"
         return _examples(rows, REACTION_TASKS, report, wanted=self.tasks, canonical=canonical)
 
@@ -148,12 +144,10 @@ class PromptedJsonl:
 
     path: str
     """File of JSON lines. The task of each is known by its prompt."""
-    member: str | None = None
-    """File within an archive."""
 
     def read(self, report: BadRows) -> list[Example]:
         """Read all examples."""
-        return _prompted(_split(self.path, self.member, _json_pair, report), report)
+        return _prompted(_split(self.path, _json_pair, report), report)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,19 +206,14 @@ class Row(NamedTuple):
     """Caption, product, actions, ..."""
 
 
-def _split(
-    path: str, member: str | None, split: Callable[[str], Sequence[str]], report: BadRows
-) -> Iterator[Row]:
+def _split(path: str, split: Callable[[str], Sequence[str]], report: BadRows) -> Iterator[Row]:
     """Yield a row for each line; `split` raises ValueError with the reason where it cannot."""
-    lines = read_lines(path, member)
-    return _rows(_file(path, member), 1, lines, split, report)
+    return _rows(path, 1, read_lines(path), split, report)
 
 
-def _table(
-    path: str, member: str | None, columns: tuple[str, str], report: BadRows
-) -> Iterator[Row]:
+def _table(path: str, columns: tuple[str, str], report: BadRows) -> Iterator[Row]:
     """Yield two named columns of a TSV with a header, read without quoting."""
-    first, *lines = read_lines(path, member)
+    first, *lines = read_lines(path)
     header = first.decode(errors="backslashreplace").split("\t")
     for column in columns:
         if column not in header:
@@ -237,7 +226,7 @@ def _table(
             raise ValueError(f"{len(fields)} columns in place of {len(header)}")
         return fields[left], fields[right]
 
-    return _rows(_file(path, member), 2, lines, split, report)
+    return _rows(path, 2, lines, split, report)
 
 
 def _aligned(left: str, right: str, report: BadRows) -> Iterator[Row]:
@@ -250,10 +239,6 @@ def _aligned(left: str, right: str, report: BadRows) -> Iterator[Row]:
     # A tab may stand in neither: it separates the two sides here.
     joined = [b"\t".join(pair) for pair in zip(lines, partners, strict=True)]
     return _rows(left, 1, joined, lambda line: line.split("\t"), report)
-
-
-def _file(path: str, member: str | None) -> str:
-    return f"{path}:{member}" if member else path
 
 
 def _rows(

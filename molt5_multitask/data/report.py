@@ -11,7 +11,7 @@ class Place(NamedTuple):
     """Where a row stands."""
 
     file: str
-    """File, with the member of an archive, or data set."""
+    """File or data set."""
     line: int
     """Line, from 1."""
 

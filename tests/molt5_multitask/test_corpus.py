@@ -145,10 +145,16 @@ def test_rows_are_short(corpus: Corpus) -> None:
 @pytest.mark.parametrize("field", ["molecules", "reactions"])
 def test_more_than_the_pieces_give_is_refused(field: str) -> None:
     few = dataclasses.replace(
-        SMALL, substituents=1, groups=1, reaction_classes=3, molecules=5, reactions=2
+        SMALL,
+        ring_systems=3,
+        substituents=1,
+        groups=1,
+        reaction_classes=3,
+        molecules=5,
+        reactions=2,
     )
-    with pytest.raises(ValueError, match=rf"{field}: only \d+ different ones of 250"):
-        dataclasses.replace(few, **{field: 250}).make()
+    with pytest.raises(ValueError, match=rf"{field}: only \d+ different ones of 100"):
+        dataclasses.replace(few, **{field: 100}).make()
 
 
 # Molecules and captions
@@ -168,7 +174,7 @@ def test_every_piece_is_valid_and_bonded_once() -> None:
 def test_assembled_molecules_are_named_as_they_were_assembled() -> None:
     rng = random.Random(0)
     for _ in range(200):
-        mol = assemble(rng, substituents=len(SUBSTITUENTS), most=3)
+        mol = assemble(rng, ring_systems=10, substituents=len(SUBSTITUENTS), most=3)
         ring, placed = substituents(mol)
         assert 1 <= len(placed) <= 3
         # Built from the name, it is the same molecule again.
@@ -230,7 +236,9 @@ def test_captions_count_the_atoms(corpus: Corpus) -> None:
 
 def test_captions_vary() -> None:
     rng = random.Random(1)
-    captions = [caption(assemble(rng, substituents=20, most=3)) for _ in range(200)]
+    captions = [
+        caption(assemble(rng, ring_systems=10, substituents=20, most=3)) for _ in range(200)
+    ]
     for words in (" bearing ", " substituted by ", " that carries ", " the class of "):
         assert 10 < sum(words in text for text in captions) < 190
 

@@ -240,3 +240,13 @@ def test_a_prompt_of_ones_own(examples: dict[str, list[Example]], tokenizer: Tok
     data = make({"mine": examples["forward"]}, tokenizer, tasks={"mine": task})
     for source, _ in unpack(data.batch(0), tokenizer):
         assert source.startswith("CO: ")
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_the_summary_says_what_happens_to_the_data(tokenizer: Tokenizer) -> None:
+    texts = ["CO"] * 30 + ["CO " * 100, "Ж", "COЖCO ЖЖ"]
+    data = make({"forward": [Example("forward", "CO", text) for text in texts]}, tokenizer)
+    lines = data.summary().splitlines()
+    assert lines[2] == "| forward | 100.0% | 33 | 0 | 1 | 2 |"
+    (before, after), _ = data.padding().values()
+    assert f"padding of inputs {before:.1%} -> {after:.1%}, targets" in lines[-1]

@@ -1,0 +1,254 @@
+"""Padding of batches on real lengths, before and after packing, and what packing costs.
+
+    python -m benchmarks.molt5_multitask.packing
+
+Data: USPTO-50k (Liu, training split) and the ChEBI-20 validation split, both in both directions,
+and the toy split of paragraph2actions, with the T5 vocabulary, mixed in proportion and equally.
+Compared are ways to fill batches of 32 rows, over the same stream of examples:
+
+- padded to a fixed length, as the published trainer does;
+- padded to the longest of the batch, and of batches of like length (sorted within 4,096 examples);
+- packed: several examples in a row (`MixedData`).
+
+The first and the last keep one shape, so that a training step compiles once. Times are processor
+seconds, medians.
+
+Writes `packing.json` and `packing.md` beside this file.
+"""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import tyro
+
+from common.report import provenance, table
+from molt5_multitask.data.batches import MixedData
+from molt5_multitask.data.mixing import Mixing, Strategy
+from molt5_multitask.data.packing import first_fit, lay_out
+from molt5_multitask.data.readers import MoleculeCaptions, PairedLines, SpacedReactions, read
+from molt5_multitask.tasks import Example
+from molt5_multitask.tokenizer import Tokenizer
+
+OUTPUT = pathlib.Path(__file__).with_suffix(".json")
+ROWS = 32
+LENGTHS = ((512, 512), (512, 384), (256, 256))
+STRATEGIES: tuple[Strategy, ...] = ("proportional", "equal")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Measure packing."""
+
+    data: pathlib.Path = pathlib.Path("../shared/data/molt5_multitask")
+    """Folder with `uspto50k_liu`, `chebi20`, `paragraph2actions` and `tokenizer`."""
+    examples: int = 16_384
+    """Examples of the mixed stream that are looked at."""
+    repeats: int = 5
+    """Timings of each part."""
+
+
+def load(folder: pathlib.Path) -> dict[str, list[Example]]:
+    """Read the data, by task."""
+    liu, actions = folder / "uspto50k_liu", folder / "paragraph2actions"
+    examples, _ = read(
+        [
+            SpacedReactions(
+                products=str(liu / "train_sources.gz"), reactants=str(liu / "train_targets.gz")
+            ),
+            MoleculeCaptions(path=str(folder / "chebi20" / "validation.txt")),
+            PairedLines(
+                inputs=str(actions / "src-train.txt"), targets=str(actions / "tgt-train.txt")
+            ),
+        ]
+    )
+    return examples
+
+
+def stream_lengths(data: MixedData, count: int) -> np.ndarray:
+    """Return int (examples, 2): tokens of sources and targets in the order of training."""
+    batches = [data.batch(step) for step in range(count // ROWS)]
+    sides = [
+        np.concatenate([(b[f"{side}_segments"] > 0).sum(1) for b in batches])
+        for side in ("input", "target")
+    ]
+    return np.stack(sides, 1)
+
+
+def padded(lengths: np.ndarray, batches: np.ndarray, capacity: Sequence[int] | None) -> list[float]:
+    """Return padding of inputs and targets, and positions for each useful token.
+
+    Args:
+      lengths: int (examples, 2).
+      batches: int (batches, ROWS), the examples of each batch.
+      capacity: length of the rows; None takes the longest of the batch.
+    """
+    grouped = lengths[batches]
+    longest = grouped.max(1) if capacity is None else np.tile(capacity, (len(batches), 1))
+    positions = (longest * ROWS).sum(0)
+    useful = grouped.sum((0, 1))
+    return [*(1 - useful / positions), positions.sum() / useful.sum(), 1.0]
+
+
+def packed(data: MixedData, count: int) -> list[float]:
+    """Return the same of packed rows, and the examples in a row."""
+    steps = round(count / data.examples_per_step)
+    useful, examples = np.zeros(2), 0
+    for step in range(steps):
+        batch = data.batch(step)
+        segments = batch["input_segments"], batch["target_segments"]
+        useful += [np.count_nonzero(s) for s in segments]
+        examples += int(segments[0].max(1).sum())
+    positions = np.array(data.capacity) * ROWS * steps
+    return [*(1 - useful / positions), positions.sum() / useful.sum(), examples / (steps * ROWS)]
+
+
+def compare(
+    examples: Mapping[str, Sequence[Example]], tokenizer: Tokenizer, strategy: Strategy, count: int
+) -> list[list[str]]:
+    """Return the rows of the table for one way of mixing."""
+
+    def data(lengths: tuple[int, int], *, pack: bool) -> MixedData:
+        return MixedData(
+            examples,
+            tokenizer,
+            batch_size=ROWS,
+            seed=0,
+            input_length=lengths[0],
+            target_length=lengths[1],
+            packed=pack,
+            mixing=Mixing(strategy=strategy),
+        )
+
+    lengths = stream_lengths(data((512, 512), pack=False), count)
+    in_order = np.arange(len(lengths)).reshape(-1, ROWS)
+    by_length = [
+        np.argsort(part.sum(1), kind="stable") for part in np.split(lengths, count // 4096)
+    ]
+    sorted_batches = np.concatenate([i * 4096 + o for i, o in enumerate(by_length)])
+    found = {
+        "one a row, 512 + 512": padded(lengths, in_order, (512, 512)),
+        "one a row, longest of the batch": padded(lengths, in_order, None),
+        "one a row, batches of like length": padded(
+            lengths, sorted_batches.reshape(-1, ROWS), None
+        ),
+    }
+    cut = {}
+    for pair in LENGTHS:
+        name = f"packed, {pair[0]} + {pair[1]}"
+        mixed = data(pair, pack=True)
+        found[name] = packed(mixed, count)
+        cut[name] = sum(map(sum, mixed.cut.values()))
+    base = found["one a row, 512 + 512"][2]
+    return [
+        [
+            strategy,
+            name,
+            f"{100 * inputs:.1f} %",
+            f"{100 * targets:.1f} %",
+            f"{share:.2f}",
+            f"{base / share:.1f}",
+            f"{in_row:.1f}",
+            f"{cut.get(name, cut['packed, 512 + 512']):,}",
+        ]
+        for name, (inputs, targets, share, in_row) in found.items()
+    ]
+
+
+def clock(function: Callable[[], object], repeats: int) -> float:
+    """Return the median processor seconds of a call."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.process_time()
+        function()
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds)
+
+
+def costs(
+    examples: Mapping[str, Sequence[Example]], tokenizer: Tokenizer, repeats: int
+) -> list[list[str]]:
+    """Return microseconds of each part of making packed batches, for an example."""
+    capacity = (512, 384)
+    data = MixedData(
+        examples,
+        tokenizer,
+        batch_size=ROWS,
+        seed=0,
+        input_length=capacity[0],
+        target_length=capacity[1],
+    )
+    count = round(data.examples_per_step * 16)
+    rows = 16 * ROWS
+    sources, targets = data._pieces(0, count)
+    lengths = np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)])
+    row_of = first_fit(lengths, capacity, rows)
+    some = [e.input for e in examples["forward"][:4096]]
+    parts: dict[str, tuple[Callable[[], object], int]] = {
+        "tokenizing a source, once at the start": (lambda: tokenizer.encode_many(some), len(some)),
+        "order and look-up": (lambda: data._pieces(0, count), count),
+        "assigning rows (first fit, longest first)": (
+            lambda: first_fit(lengths, capacity, rows),
+            count,
+        ),
+        "writing inputs and targets": (
+            lambda: [
+                lay_out(pieces, row_of, rows, length)
+                for pieces, length in zip((sources, targets), capacity, strict=True)
+            ],
+            count,
+        ),
+    }
+    return [
+        [name, f"{1e6 * clock(part, repeats) / number:.1f}"]
+        for name, (part, number) in parts.items()
+    ]
+
+
+def main() -> None:
+    """Measure, and write the tables."""
+    arguments = tyro.cli(Arguments)
+    examples = load(arguments.data)
+    tokenizer = Tokenizer.load(arguments.data / "tokenizer")
+    shares = [
+        row
+        for strategy in STRATEGIES
+        for row in compare(examples, tokenizer, strategy, arguments.examples)
+    ]
+    time_rows = costs(examples, tokenizer, arguments.repeats)
+    about = provenance()
+    OUTPUT.write_text(json.dumps({**about, "padding": shares, "costs": time_rows}, indent=1) + "\n")
+    head = [
+        "# Packing on real lengths",
+        f"{about['machine']}; {about['date']}; {about['versions']}.",
+        f"    {about['command']}",
+        ", ".join(f"{name} {len(rows):,}" for name, rows in examples.items())
+        + f" examples; {arguments.examples:,} of the mixed stream, {ROWS} rows a batch.",
+        "Positions are those of encoder and decoder together: what a step computes on. The gain is"
+        " against one example a row of 512 + 512. Attention costs more in long rows than in short"
+        " ones, so that the gain in time is somewhat less.",
+        table(
+            [
+                "mixing",
+                "rows",
+                "padding, inputs",
+                "padding, targets",
+                "positions per useful token",
+                "gain",
+                "examples a row",
+                "texts cut, all data",
+            ],
+            shares,
+        ),
+        "Cost for an example, microseconds of one core:",
+        table(["part", "time"], time_rows),
+    ]
+    OUTPUT.with_suffix(".md").write_text("\n\n".join(head) + "\n")
+
+
+if __name__ == "__main__":
+    main()
