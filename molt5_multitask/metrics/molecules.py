@@ -5,9 +5,10 @@ over the valid outputs only, so that a file of low validity looks better in them
 be read without the validity.
 """
 
+import functools
 import os
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ from molt5_multitask import chem
 from molt5_multitask.metrics.scores import Scores, mean, track
 from molt5_multitask.metrics.text import bleu
 
-CHUNK = 512
-"""Molecules in one bulk call of RDKit: enough to keep its threads busy, few enough for a bar."""
+CHUNK = 128
+"""Rows that are handled at a time: while Python does one chunk, RDKit's threads do the last."""
+Pair = tuple[Chem.Mol | None, Chem.Mol | None]
+"""Reference and output; None where RDKit cannot read it."""
 
 
 def molecule_scores(
@@ -40,27 +43,43 @@ def molecule_scores(
       the unfolded count of radius 2. A reference that RDKit cannot read is counted, matches
       nothing and is left out of the similarities.
     """
-    known: dict[str, Chem.Mol | None] = {}
-    for smiles in track({*references, *outputs}, "reading SMILES", enabled=progress):
-        known[smiles] = chem.parse(smiles)
-    pairs = [(known[ref], known[out]) for ref, out in zip(references, outputs, strict=True)]
-    exact = [same_inchi(ref, out) for ref, out in track(pairs, "exact match", enabled=progress)]
-    distance = [Levenshtein.distance(*pair) for pair in zip(references, outputs, strict=True)]
-    valid = [out is not None for _, out in pairs]
-    per_row = {
-        "exact": np.array(exact, np.float64),
-        "Levenshtein": np.array(distance, np.float64),
-        "validity": np.array(valid, np.float64),
-        **similarities(pairs, progress=progress),
+    rows = list(zip(references, outputs, strict=True))
+    read = functools.cache(chem.parse)  # one object, and one fingerprint, for each SMILES
+    pairs: list[Pair] = []
+    exact: list[bool] = []
+    alike: list[bool] = []
+    with ThreadPoolExecutor(1) as pool:
+        fingerprints = Fingerprints(pool)
+        for start in track(range(0, len(rows), CHUNK), "molecules", enabled=progress):
+            chunk = [(read(ref), read(out)) for ref, out in rows[start : start + CHUNK]]
+            same = [same_fingerprints(*pair) for pair in chunk]
+            different = [pair for pair, known in zip(chunk, same, strict=True) if not known]
+            fingerprints.add(mol for a, b in different if a and b for mol in (a, b))
+            exact += [same_inchi(*pair) for pair in chunk]
+            alike += same
+            pairs += chunk
+
+    def similarity(name: str) -> list[float]:
+        return [
+            1.0 if known else fingerprints.tanimoto(name, a, b) if a and b else np.nan
+            for (a, b), known in zip(pairs, alike, strict=True)
+        ]
+
+    columns: dict[str, list[Any]] = {
+        "exact": exact,
+        "Levenshtein": [Levenshtein.distance(*row) for row in rows],
+        "validity": [out is not None for _, out in pairs],
+        **{name: similarity(name) for name in ("MACCS", "RDK", "Morgan")},
     }
+    per_row = {name: np.array(column, np.float64) for name, column in columns.items()}
     return Scores(
         values={
             "BLEU": bleu(references, outputs, orders=(4,))[4],
             **{name: mean(values) for name, values in per_row.items()},
         },
         counts={
-            "rows": len(pairs),
-            "valid outputs": sum(valid),
+            "rows": len(rows),
+            "valid outputs": sum(out is not None for _, out in pairs),
             "empty outputs": sum(not output for output in outputs),
             "unreadable references": sum(ref is None for ref, _ in pairs),
         },
@@ -70,28 +89,27 @@ def molecule_scores(
 
 def same_inchi(a: Chem.Mol | None, b: Chem.Mol | None) -> bool:
     """Whether two molecules have the same InChI; not if it is empty, as for the empty molecule."""
-    if a is None or b is None:
-        return False
-    # InChI holds the formula: where that differs, which is cheap to see, there is no need of it.
-    if rdMolDescriptors.CalcMolFormula(a) != rdMolDescriptors.CalcMolFormula(b):
+    if a is None or b is None or not _same_formula(a, b):  # InChI holds the formula
         return False
     key = chem.inchi(a)
     return key != "" and key == chem.inchi(b)
 
 
-def same_fingerprints(a: Chem.Mol, b: Chem.Mol) -> bool:
+def same_fingerprints(a: Chem.Mol | None, b: Chem.Mol | None) -> bool:
     """Whether two molecules are known to have the same fingerprints, with some bit in each.
 
     MACCS, RDK and Morgan do not see stereochemistry. A bond sets a bit of RDK, a heteroatom one of
     MACCS; where neither is sure, two empty fingerprints might be compared, whose similarity is 0.
     """
-    if a is b:
-        plain = True
-    elif rdMolDescriptors.CalcMolFormula(a) != rdMolDescriptors.CalcMolFormula(b):
+    if a is None or b is None or not _same_formula(a, b):
         return False
-    else:
-        plain = _without_stereo(a) == _without_stereo(b)
-    return plain and a.GetNumBonds() > 0 and rdMolDescriptors.CalcNumHeteroatoms(a) > 0
+    some = a.GetNumBonds() > 0 and rdMolDescriptors.CalcNumHeteroatoms(a) > 0
+    return some and (a is b or _without_stereo(a) == _without_stereo(b))
+
+
+def _same_formula(a: Chem.Mol, b: Chem.Mol) -> bool:
+    """Whether two molecules may be equal: much cheaper to see than InChI or SMILES."""
+    return rdMolDescriptors.CalcMolFormula(a) == rdMolDescriptors.CalcMolFormula(b)
 
 
 def _without_stereo(mol: Chem.Mol) -> str:
@@ -100,41 +118,38 @@ def _without_stereo(mol: Chem.Mol) -> str:
     return Chem.MolToSmiles(copy)
 
 
-def similarities(
-    pairs: Sequence[tuple[Chem.Mol | None, Chem.Mol | None]], *, progress: bool = False
-) -> dict[str, np.ndarray]:
-    """Tanimoto similarities "MACCS", "RDK" and "Morgan" by row; NaN where a molecule is missing."""
-    valid = {row: (a, b) for row, (a, b) in enumerate(pairs) if a is not None and b is not None}
-    other = {row: pair for row, pair in valid.items() if not same_fingerprints(*pair)}
-    # The same object stands for the same SMILES, so that a repeated molecule is done once.
-    mols: list[Any] = list({id(mol): mol for pair in other.values() for mol in pair}.values())
-    morgan = rdFingerprintGenerator.GetMorganGenerator(radius=2)
-    rdk = rdFingerprintGenerator.GetRDKitFPGenerator()  # the defaults of Chem.RDKFingerprint
+class Fingerprints:
+    """MACCS, RDK and Morgan fingerprints of molecules, each computed once.
 
-    def rdk_of(chunk: list[Any]) -> Any:
-        return rdk.GetFingerprints(chunk, numThreads=os.cpu_count() or 1)
+    Those of RDK, all paths up to seven bonds, cost as much as all else. RDKit's bulk call makes
+    them without holding Python, so they are made in the background.
+    """
 
-    # The paths of RDK are as costly as all else; its bulk call leaves Python free meanwhile.
-    with ThreadPoolExecutor(1) as pool:
-        later: list[Future[Any]] = [
-            pool.submit(rdk_of, mols[i : i + CHUNK]) for i in range(0, len(mols), CHUNK)
-        ]
-        prints = {
-            id(mol): {
-                "MACCS": rdMolDescriptors.GetMACCSKeysFingerprint(mol),
-                "Morgan": morgan.GetSparseCountFingerprint(mol),
-            }
-            for mol in track(mols, "MACCS and Morgan", enabled=progress)
-        }
-        done = (fp for future in track(later, "RDK", enabled=progress) for fp in future.result())
-        for mol, fingerprint in zip(mols, done, strict=True):
-            prints[id(mol)]["RDK"] = fingerprint
+    def __init__(self, pool: Executor) -> None:
+        """Use a pool of one thread for the bulk calls."""
+        self._pool = pool
+        self._rdk = rdFingerprintGenerator.GetRDKitFPGenerator()  # defaults of Chem.RDKFingerprint
+        self._morgan = rdFingerprintGenerator.GetMorganGenerator(radius=2)
+        self._mols: dict[int, Chem.Mol] = {}
+        self._found: dict[str, dict[int, Any]] = {"MACCS": {}, "RDK": {}, "Morgan": {}}
+        self._later: list[tuple[list[int], Future[Any]]] = []
 
-    def of(name: str) -> np.ndarray:
-        values = np.full(len(pairs), np.nan)
-        values[list(valid)] = 1.0
-        for row, (a, b) in other.items():
-            values[row] = DataStructs.TanimotoSimilarity(prints[id(a)][name], prints[id(b)][name])
-        return values
+    def add(self, mols: Iterable[Chem.Mol]) -> None:
+        """Make the fingerprints of molecules that have none yet; a molecule is its object."""
+        new = {id(mol): mol for mol in mols if id(mol) not in self._mols}
+        if not new:
+            return
+        self._mols |= new
+        bulk = functools.partial(self._rdk.GetFingerprints, numThreads=os.cpu_count() or 1)
+        self._later.append((list(new), self._pool.submit(bulk, list(new.values()))))
+        for key, mol in new.items():
+            self._found["MACCS"][key] = rdMolDescriptors.GetMACCSKeysFingerprint(mol)
+            self._found["Morgan"][key] = self._morgan.GetSparseCountFingerprint(mol)
 
-    return {name: of(name) for name in ("MACCS", "RDK", "Morgan")}
+    def tanimoto(self, name: str, a: Chem.Mol, b: Chem.Mol) -> float:
+        """Return the similarity of two molecules that were added."""
+        while self._later:
+            keys, future = self._later.pop()
+            self._found["RDK"].update(zip(keys, future.result(), strict=True))
+        found = self._found[name]
+        return DataStructs.TanimotoSimilarity(found[id(a)], found[id(b)])

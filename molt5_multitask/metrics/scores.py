@@ -42,7 +42,7 @@ class Scores:
 
 
 def mean(values: Iterable[float]) -> float:
-    """Return the mean over the rows that are not NaN, summed exactly; NaN if there is none."""
+    """Return the mean over the rows that are not NaN; NaN if there is none."""
     kept = [float(v) for v in values if v == v]
     return float(np.mean(kept)) if kept else float("nan")
 

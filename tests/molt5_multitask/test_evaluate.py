@@ -65,7 +65,7 @@ def test_command_scores_a_file_and_draws_it(molecules, capsys):
         assert 0.01 < np.mean(pixels[..., :3].min(-1) < 0.5) < 0.5  # drawn, not blank
     printed = capsys.readouterr()
     assert text in printed.out
-    assert "exact match" in printed.err  # progress
+    assert "molecules: 100%" in printed.err  # progress
 
 
 @pytest.mark.parametrize("name", [*TASKS, "captioning", "generation", "actions"])
