@@ -49,6 +49,8 @@ class MultitaskT5(Task):
     """Put several examples into a row, which none of them sees of the others."""
     mixing: Mixing = Mixing(strategy="equal")
     """How often each task is drawn; the paper repeats small tasks until all are equal."""
+    augment: float = 0.0
+    """Share of the inputs that are molecules or reactions to write in a random atom order."""
     loss_config: LossConfig = LossConfig()
     """The training loss."""
     eval_every: int = 1000
@@ -142,6 +144,7 @@ class MultitaskT5(Task):
             target_length=self.target_length,
             packed=self.packed,
             mixing=self.mixing,
+            augment=self.augment,
         )
 
     def evaluators(self) -> Sequence[Evaluator]:
