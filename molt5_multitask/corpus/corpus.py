@@ -9,9 +9,10 @@ from typing import NamedTuple
 from rdkit import Chem
 
 from molt5_multitask.corpus.captions import caption
+from molt5_multitask.corpus.fragments import ALKYLS, ARYLS, SCAFFOLDS, SUBSTITUENTS
 from molt5_multitask.corpus.molecules import assemble
 from molt5_multitask.corpus.procedures import procedure
-from molt5_multitask.corpus.reactions import draw
+from molt5_multitask.corpus.reactions import REACTIONS, draw
 from molt5_multitask.corpus.vocabulary import train_vocabulary
 from molt5_multitask.tasks import TASKS, Example
 from molt5_multitask.tokenizer import Tokenizer
@@ -47,11 +48,24 @@ class SyntheticCorpus:
     substituents: int = 12
     """Kinds of substituents on them, at most 27."""
     groups: int = 18
-    """Kinds of aromatic and of aliphatic groups of the building blocks, at most 30."""
+    """Kinds of aromatic and of aliphatic groups of the building blocks, at most 24."""
     reaction_classes: int = 16
     """Reaction classes, at most 16."""
     vocabulary: int = 1024
     """Pieces of the vocabulary."""
+
+    def __post_init__(self) -> None:
+        most = {
+            "ring_systems": len(SCAFFOLDS),
+            "substituents": len(SUBSTITUENTS),
+            "groups": min(len(ARYLS), len(ALKYLS)),
+            "reaction_classes": len(REACTIONS),
+        }
+        for name, limit in most.items():
+            if not 1 <= (value := getattr(self, name)) <= limit:
+                raise ValueError(f"corpus.{name} = {value} must lie between 1 and {limit}")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"corpus.held_out = {self.held_out} is a share between 0 and 1")
 
     def make(self) -> Corpus:
         """Make all examples.

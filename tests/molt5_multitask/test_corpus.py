@@ -157,6 +157,19 @@ def test_more_than_the_pieces_give_is_refused(field: str) -> None:
         dataclasses.replace(few, **{field: 100}).make()
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("reaction_classes", 17, r"corpus\.reaction_classes = 17 must lie between 1 and 16"),
+        ("substituents", 0, r"corpus\.substituents = 0 must lie between 1 and 27"),
+        ("held_out", 1.0, r"corpus\.held_out = 1\.0 is a share between 0 and 1"),
+    ],
+)
+def test_impossible_settings_are_refused(field: str, value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **{field: value})
+
+
 # Molecules and captions
 
 
