@@ -1,6 +1,7 @@
 """Training data of the molecule T5: mixed, packed batches as a function of seed and step."""
 
 import functools
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -181,7 +182,7 @@ class MixedData(Data):
             return _lengths(*self._pieces(start, count))
 
         mean = (lengths(0, WINDOW) / np.array(self.capacity)).mean(0).max()
-        rows = -(-int(WINDOW * mean) // self._batch_size) * self._batch_size
+        rows = math.ceil(WINDOW * mean / self._batch_size) * self._batch_size
         count = int(rows / mean)
         # With rows enough for all: how many does a window need?
         needed = np.array(

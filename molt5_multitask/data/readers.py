@@ -285,6 +285,8 @@ def _json_pair(line: str) -> Sequence[str]:
         raise ValueError('not a JSON object with "source" and "target"') from error
     if not all(isinstance(text, str) for text in pair):
         raise ValueError('"source" or "target" is not a string')
+    if any("\ud800" <= char <= "\udfff" for text in pair for char in text):
+        raise ValueError("half of a surrogate pair")  # JSON can escape what UTF-8 cannot write.
     return pair
 
 

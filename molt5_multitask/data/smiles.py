@@ -6,6 +6,7 @@ pool asks nothing of the program that is running; the result is kept in the user
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import itertools
 import os
@@ -35,11 +36,10 @@ def standardise(sides: Sequence[str], *, canonical: bool) -> list[str | None]:
     Returns:
       One string for each side, None where RDKit does not read it.
     """
-    compounds = {compound for side in sides for compound in side.split(".")}
-    known = _read_all(sorted(compounds), canonical=canonical)
+    known = _read_all({c for side in sides for c in side.split(".")}, canonical=canonical)
     # Of compounds that are not valid by themselves, bonds may close across the dot: `C1.C1`.
-    whole = {s for s in sides if any(not known[c] for c in s.split("."))}
-    known |= _read_all(sorted(whole), canonical=canonical)
+    whole = {side for side in sides if not all(known[c] for c in side.split("."))}
+    known |= _read_all(whole, canonical=canonical)
 
     def standard(side: str) -> str | None:
         parts = [known[side]] if side in whole else [known[c] for c in side.split(".")]
@@ -50,20 +50,25 @@ def standardise(sides: Sequence[str], *, canonical: bool) -> list[str | None]:
     return [standard(side) for side in sides]
 
 
-def _read_all(compounds: Sequence[str], *, canonical: bool) -> dict[str, str]:
+def _read_all(compounds: set[str], *, canonical: bool) -> dict[str, str]:
     """Return what `_read` gives for each compound, from the cache where it was read before."""
-    if len(compounds) <= SERIAL:
-        return {c: _read(c, canonical=canonical) for c in compounds}
-    text = "".join(f"{compound}\n" for compound in compounds)
-    key = hashlib.sha256(f"{rdkit.__version__} {canonical}\n{text}".encode()).hexdigest()
-    file = _cache() / f"smiles-{key[:32]}.txt"
-    if not file.is_file():
+    # A SMILES is ASCII; what follows a space is a name to RDKit, not part of the molecule.
+    sound = sorted(c for c in compounds if c.isascii() and len(c.split()) == 1 and c == c.strip())
+    known = dict.fromkeys(compounds, "")
+    if len(sound) <= SERIAL:
+        return known | {c: _read(c, canonical=canonical) for c in sound}
+    key = "\n".join([rdkit.__version__, str(canonical), *sound])
+    file = _cache() / f"smiles-{hashlib.sha256(key.encode()).hexdigest()[:32]}.txt"
+    if file.is_file():
+        return known | dict(zip(sound, file.read_text().split("\n"), strict=True))
+    found = _filter(sound, canonical=canonical)
+    with contextlib.suppress(OSError):  # Where the cache cannot be written, there is none.
         file.parent.mkdir(parents=True, exist_ok=True)
         # Another process may be at the same: each writes its own file and moves it into place.
         with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
-            new.writelines(f"{line}\n" for line in _filter(compounds, canonical=canonical))
+            new.write("\n".join(found))
         os.replace(new.name, file)
-    return dict(zip(compounds, file.read_text().splitlines(), strict=True))
+    return known | dict(zip(sound, found, strict=True))
 
 
 def _cache() -> pathlib.Path:
@@ -89,8 +94,7 @@ def _filter(compounds: Sequence[str], *, canonical: bool) -> list[str]:
 
 def _read(compound: str, *, canonical: bool) -> str:
     """Return the compound, or its canonical form; the empty string where RDKit does not read it."""
-    # What follows a space is a name to RDKit, not part of the molecule.
-    mol = chem.parse(compound) if compound and not any(map(str.isspace, compound)) else None
+    mol = chem.parse(compound)
     if mol is None or not mol.GetNumAtoms():
         return ""
     if not canonical:

@@ -219,12 +219,16 @@ def test_bad_json_lines_say_what_is_wrong(tmp_path: pathlib.Path) -> None:
         '["source", "target"]',
         '{"source": "Caption the following SMILES: C", "target": 5}',
         '{"source": "Name this: C", "target": "methane"}',
+        '{"source": "Caption the following SMILES: C", "target": "\\ud800"}',
+        '{"source": "Caption the following SMILES: C\\nC", "target": "two lines"}',
     )
     _, report = read([PromptedJsonl(path=path)], max_bad_rows=1)
     assert dict(report.bad[path]) == {
         'not a JSON object with "source" and "target"': 3,
         '"source" or "target" is not a string': 1,
         "no known prompt": 1,
+        "half of a surrogate pair": 1,
+        "unparsable SMILES": 1,
     }
 
 
@@ -344,7 +348,10 @@ def test_many_compounds_are_read_in_other_processes_and_kept(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     sides = ["OCC.C1CC", "C(C)O.N", "N.O~[Na+]", "C/C=C\\C"]
+    # What would disturb lines of text between processes.
+    sides += ["", "C\nC", "C\r", " C", "C\u2028.C", "\ud800", "Cé"]
     serial = standardise(sides, canonical=True)
+    assert serial == [None, "CCO.N", "N.O~[Na+]", "C/C=C\\C", *[None] * 7]
     monkeypatch.setattr(smiles_module, "SERIAL", 0)
     assert standardise(sides, canonical=True) == serial
     kept = sorted(tmp_path.rglob("*.txt"))
@@ -354,6 +361,15 @@ def test_many_compounds_are_read_in_other_processes_and_kept(
     assert standardise(sides, canonical=True) == serial
     with pytest.raises(TypeError):
         standardise(["CCCC"], canonical=True)
+
+
+def test_without_a_cache_compounds_are_read_all_the_same(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(smiles_module, "SERIAL", 0)
+    assert standardise(["OCC", "C1CC"], canonical=False) == ["OCC", None]
 
 
 def test_mapped_reactions_become_the_derived_file(shared_data: pathlib.Path) -> None:
