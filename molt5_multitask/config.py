@@ -64,8 +64,8 @@ class T5Config:
         check_choice("model.remat", self.remat, get_args(Remat))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and value < 1:
-                raise ValueError(f"model.{field.name} = {value} must be positive")
+            if field.type is int and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"model.{field.name} = {value!r} must be a positive integer")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout = {self.dropout} must lie in [0, 1)")
         if self.buckets % 4 or self.max_distance <= self.buckets // 2:

@@ -89,13 +89,14 @@ def open_torch_bin(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:
 
 
 def _open(path: pathlib.Path) -> dict[str, StoredTensor]:
+    if not zipfile.is_zipfile(path):
+        path.stat()  # so that a file that is not there says so
+        raise Refused("it is no zip archive, as torch has written since version 1.6")
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in members if name.split("/")[1:] == ["data.pkl"]]
         if len(pickles) != 1:
-            raise Refused(
-                "it is no zip archive with one 'data.pkl', as torch has written since 1.6"
-            )
+            raise Refused("it does not hold one 'data.pkl', as torch's archives do")
         root = pickles[0].partition("/")[0]
         order = f"{root}/byteorder"
         if order in members and archive.read(order) != b"little":
