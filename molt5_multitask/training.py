@@ -58,7 +58,9 @@ class MultitaskT5(Task):
     eval_rows: int = 512
     """Held-out rows of each task that the validation loss is computed on, the first ones."""
     eval_batch: int = 64
-    """Rows of an evaluation batch."""
+    """Rows of an evaluation batch, and of a batch that is decoded."""
+    test_rows: int = 200
+    """Held-out rows of each task that are decoded and scored after training, the first ones."""
 
     def __post_init__(self) -> None:
         if self.loss_config.on_padding and self.packed:

@@ -22,14 +22,14 @@ def config() -> Experiment[MultitaskT5]:
                 dropout=0.0,
             ),
             corpus=corpus,
-            input_length=128,
-            target_length=96,
+            input_length=256,
+            target_length=192,
             loss_config=LossConfig(chunk=None),
             eval_every=500,
             eval_rows=200,
         ),
-        steps=2000,
-        batch_size=16,
+        steps=1500,
+        batch_size=8,
         optim=OptimConfig(
             name="adamw", learning_rate=2e-3, weight_decay=0.0, warmup_steps=200, clip_norm=1.0
         ),

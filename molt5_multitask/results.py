@@ -1,0 +1,148 @@
+"""What a finished training run leaves: the exported model, held-out predictions, scores, curves."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from matplotlib.figure import Figure
+
+from common import Experiment
+from common.report import provenance, table
+from common.task import Params
+from molt5_multitask.corpus import copy_baseline
+from molt5_multitask.decoding import BeamSearch, Decoder
+from molt5_multitask.evaluate import Options, evaluate
+from molt5_multitask.metrics.scores import track
+from molt5_multitask.pretrained import save_pretrained
+from molt5_multitask.tasks import TASKS, Example
+from molt5_multitask.training import MultitaskT5
+
+SHOWN = ("validity", "Morgan", "top-1", "accuracy 90 %", "ROUGE-L", "BLEU-4")
+"""Scores of the summary, beside the exact match of the strings."""
+
+
+def export(experiment: Experiment[MultitaskT5], params: Params) -> pathlib.Path:
+    """Write model and vocabulary to `export` in the work folder, in Hugging Face's form."""
+    folder = pathlib.Path(experiment.workdir or ".") / "export"
+    experiment.task.tokenizer.save(folder)
+    save_pretrained(folder, experiment.task.model, params)
+    return folder
+
+
+def predict(task: MultitaskT5, decoder: Decoder, examples: Sequence[Example]) -> list[str]:
+    """Return what the model writes for examples of one task."""
+    asked = TASKS[examples[0].task]
+    encoded = task.tokenizer.encode_sources(asked, [e.input for e in examples], task.input_length)
+    sources = [encoded[i].tolist() for i in range(len(encoded))]
+    outputs = [""] * len(examples)
+    progress = track(range(len(examples)), f"decoding {asked.name}", enabled=True)
+    for _, (row, found) in zip(progress, decoder(sources), strict=True):
+        outputs[row] = task.tokenizer.decode_output(asked, found.ids[0])
+    return outputs
+
+
+def score_held_out(experiment: Experiment[MultitaskT5], params: Params) -> dict[str, Any]:
+    """Decode held-out rows of each task greedily, write them down, and score them.
+
+    Returns:
+      The scores by task; "exact match" is that of the strings, "copy baseline" that of copying the
+      input.
+    """
+    task = experiment.task
+    folder = pathlib.Path(experiment.workdir or ".") / "predictions"
+    folder.mkdir(parents=True, exist_ok=True)
+    decoder = Decoder(
+        task.model,
+        jax.device_get(params),
+        BeamSearch(),
+        max_length=task.target_length + 1,
+        rows=task.eval_batch,
+    )
+    found: dict[str, Any] = {}
+    for name, rows in task.examples.held_out.items():
+        examples = rows[: task.test_rows]
+        if not examples:
+            continue
+        outputs = predict(task, decoder, examples)
+        lines = ["input\treference\toutput_1"]
+        lines += [f"{e.input}\t{e.target}\t{out}" for e, out in zip(examples, outputs, strict=True)]
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+        references = [e.target for e in examples]
+        scores = evaluate(
+            TASKS[name],
+            references,
+            outputs,
+            inputs=[e.input for e in examples],
+            options=Options(meteor=False, fcd=False),
+        )
+        equal = sum(out == ref for out, ref in zip(outputs, references, strict=True))
+        found[name] = {
+            "rows": len(examples),
+            "exact match": equal / len(examples),
+            "copy baseline": copy_baseline({name: examples})[name],
+            **scores.values,
+        }
+    return found
+
+
+def write(experiment: Experiment[MultitaskT5], scores: Mapping[str, Any]) -> str:
+    """Write `results.json`, `results.md` and the learning curves; return the Markdown."""
+    folder = pathlib.Path(experiment.workdir or ".")
+    origin = provenance()
+    log = _read_log(folder)
+    losses = {k: v for line in log for k, v in line.items() if k.endswith("loss")}
+    content = {**origin, "steps": experiment.steps, "losses": losses, "tasks": scores}
+    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
+    learning_curves(log).savefig(folder / "learning_curves.png", dpi=150)
+    header = ("task", "rows", "exact match", "copying the input", "other scores")
+    rows = [
+        [
+            name,
+            f"{row['rows']:,}",
+            f"{row['exact match']:.3f}",
+            f"{row['copy baseline']:.3f}",
+            ", ".join(f"{key} {row[key]:.3f}" for key in SHOWN if key in row),
+        ]
+        for name, row in scores.items()
+    ]
+    text = "\n\n".join(
+        (
+            f"# {experiment.steps:,} steps, held-out rows, greedy decoding",
+            f"{origin['machine']}; {origin['date']}; {origin['versions']}; `{origin['command']}`",
+            table(header, rows),
+            "![learning curves](learning_curves.png)",
+        )
+    )
+    (folder / "results.md").write_text(text + "\n")
+    return text
+
+
+def learning_curves(log: Sequence[Mapping[str, float]]) -> Figure:
+    """Draw the training loss and the validation loss of each task over the steps."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    curves = {"train/loss": "training, all tasks"}
+    curves |= {f"valid/{name}/loss": f"held out, {name.replace('_', ' ')}" for name in TASKS}
+    for key, label in curves.items():
+        points = [(line["step"], line[key]) for line in log if key in line]
+        if points:
+            training = key == "train/loss"
+            axes.plot(
+                *zip(*points, strict=True),
+                label=label,
+                color="black" if training else None,
+                linewidth=1,
+                marker=None if training else ".",
+            )
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss of a token")
+    axes.set_yscale("log")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _read_log(workdir: pathlib.Path) -> list[dict[str, float]]:
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
