@@ -140,18 +140,18 @@ def evaluate(
         scores |= _or_missing("Text2Mol", lambda: text2mol_scores(best, inputs, text2mol))
     if (task.input_kind, task.output_kind) == ("text", "smiles"):
         scores |= _or_missing("Text2Mol", lambda: text2mol_scores(inputs, best, text2mol))
-    if forward is not None or task.name == "retrosynthesis":
+    if task.name == "retrosynthesis" or (forward is not None and task.output_kind == "reaction"):
         scores |= _or_missing(
             "round trip", lambda: round_trip_scores(inputs, beams, forward, progress=progress)
         )
-    return scores | Scores(values={}, notes={"versions": versions()})
+    return scores | Scores(notes={"versions": versions()})
 
 
 def _or_missing(name: str, compute: Callable[[], Scores]) -> Scores:
     try:
         return compute()
     except UnavailableError as error:
-        return Scores(values={}, missing={name: str(error)})
+        return Scores(missing={name: str(error)})
 
 
 def versions() -> str:
@@ -252,7 +252,7 @@ def run(arguments: Arguments) -> pathlib.Path:
         text2mol=text2mol,
         progress=True,
     )
-    scores |= Scores(values={}, notes=notes)
+    scores |= Scores(notes=notes)
     path = arguments.predictions
     out = arguments.out or path.with_name(f"{path.stem}_scores")
     name = arguments.name or path.stem

@@ -34,7 +34,7 @@ def write(
         "counts": dict(scores.counts),
         "notes": dict(scores.notes),
     }
-    (folder / "scores.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    (folder / "scores.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     text = markdown(name, task, scores, tokens=tokens)
     (folder / "scores.md").write_text(text, "utf-8")
     return text

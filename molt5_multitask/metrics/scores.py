@@ -20,7 +20,7 @@ class UnavailableError(Exception):
 class Scores:
     """Metrics of a set of predictions."""
 
-    values: Mapping[str, float]
+    values: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Metrics by name."""
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Metrics that could not be computed, each with what it needs."""
