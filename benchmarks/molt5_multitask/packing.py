@@ -29,7 +29,7 @@ import tyro
 from common.report import provenance, table
 from molt5_multitask.data.batches import MixedData
 from molt5_multitask.data.mixing import Mixing, Strategy
-from molt5_multitask.data.packing import first_fit, lay_out
+from molt5_multitask.data.packing import lay_out, pack
 from molt5_multitask.data.readers import MoleculeCaptions, PairedLines, SpacedReactions, read
 from molt5_multitask.tasks import Example
 from molt5_multitask.tokenizer import Tokenizer
@@ -112,7 +112,7 @@ def compare(
 ) -> list[list[str]]:
     """Return the rows of the table for one way of mixing."""
 
-    def data(lengths: tuple[int, int], *, pack: bool) -> MixedData:
+    def data(lengths: tuple[int, int], *, packed: bool) -> MixedData:
         return MixedData(
             examples,
             tokenizer,
@@ -120,11 +120,11 @@ def compare(
             seed=0,
             input_length=lengths[0],
             target_length=lengths[1],
-            packed=pack,
+            packed=packed,
             mixing=Mixing(strategy=strategy),
         )
 
-    lengths = stream_lengths(data((512, 512), pack=False), count)
+    lengths = stream_lengths(data((512, 512), packed=False), count)
     in_order = np.arange(len(lengths)).reshape(-1, ROWS)
     by_length = [
         np.argsort(part.sum(1), kind="stable") for part in np.split(lengths, count // 4096)
@@ -140,7 +140,7 @@ def compare(
     cut = {}
     for pair in LENGTHS:
         name = f"packed, {pair[0]} + {pair[1]}"
-        mixed = data(pair, pack=True)
+        mixed = data(pair, packed=True)
         found[name] = packed(mixed, count)
         cut[name] = sum(map(sum, mixed.cut.values()))
     base = found["one a row, 512 + 512"][2]
@@ -186,13 +186,13 @@ def costs(
     rows = 16 * ROWS
     sources, targets = data._pieces(0, count)
     lengths = np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)])
-    row_of = first_fit(lengths, capacity, rows)
+    row_of = pack(lengths, capacity, rows)
     some = [e.input for e in examples["forward"][:4096]]
     parts: dict[str, tuple[Callable[[], object], int]] = {
         "tokenizing a source, once at the start": (lambda: tokenizer.encode_many(some), len(some)),
         "order and look-up": (lambda: data._pieces(0, count), count),
-        "assigning rows (first fit, longest first)": (
-            lambda: first_fit(lengths, capacity, rows),
+        "assigning rows": (
+            lambda: pack(lengths, capacity, rows),
             count,
         ),
         "writing inputs and targets": (

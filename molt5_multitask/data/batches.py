@@ -14,7 +14,7 @@ from common.data.arrays import Arrays
 from common.report import table
 from molt5_multitask.data.augment import randomise
 from molt5_multitask.data.mixing import Mixing, Mixture
-from molt5_multitask.data.packing import first_fit, lay_out
+from molt5_multitask.data.packing import lay_out, pack
 from molt5_multitask.tasks import TASKS, Example, Seq2SeqTask
 from molt5_multitask.tokenizer import Tokenizer
 
@@ -186,10 +186,7 @@ class MixedData(Data):
         count = int(rows / mean)
         # With rows enough for all: how many does a window need?
         needed = np.array(
-            [
-                first_fit(lengths(i * count, count), self.capacity, count).max() + 1
-                for i in range(TRIALS)
-            ]
+            [pack(lengths(i * count, count), self.capacity, count).max() + 1 for i in range(TRIALS)]
         )
         spare = 4 * max(float(needed.std(ddof=1)), 0.25)
         self._window_rows = rows
@@ -200,14 +197,14 @@ class MixedData(Data):
         rows = self._window_rows
         row_of = np.arange(rows)
         if self._packed:
-            row_of = first_fit(_lengths(sources, targets), self.capacity, rows)
+            row_of = pack(_lengths(sources, targets), self.capacity, rows)
             if left := int((row_of < 0).sum()):
                 warnings.warn(
                     f"{left} of {len(sources)} examples found no room in window {window} of packed"
                     " rows and are left out of this pass",
                     stacklevel=2,
                 )
-            # First fit puts the long examples into the first rows: batches should be alike.
+            # The first rows have the long examples, the last the short ones: mix them.
             order = np.random.default_rng((self._seed, 2, window)).permutation(rows)
             row_of = np.where(row_of < 0, -1, order[row_of])
         inputs, input_segments = lay_out(sources, row_of, rows, self.capacity[0])

@@ -9,8 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def first_fit(lengths: np.ndarray, capacity: tuple[int, int], rows: int) -> np.ndarray:
-    """Assign examples to rows: longest first, each to the first row with room on both sides.
+def pack(lengths: np.ndarray, capacity: tuple[int, int], rows: int) -> np.ndarray:
+    """Assign examples to rows, filling one after another.
+
+    Of the examples that fit, a row takes the one with the largest inner product of its lengths and
+    the room that is left, both as shares of the capacity: the largest first, then those that need
+    most where most is left (Panigrahy et al. 2011, "Heuristics for vector bin packing"). By size
+    alone, long captions and long sources would each go among themselves.
 
     Args:
       lengths: int (examples, 2), tokens of source and target.
@@ -20,16 +25,26 @@ def first_fit(lengths: np.ndarray, capacity: tuple[int, int], rows: int) -> np.n
     Returns:
       int (examples,): the row of each example, -1 where none has room.
     """
-    free = np.tile(np.array(capacity, np.int32), (rows, 1)).T.copy()
-    need = lengths.astype(np.int32)
     row_of = np.full(len(lengths), -1)
-    order = np.argsort(-(lengths / np.array(capacity)).max(1), kind="stable")
-    for i in order:
-        fits = (free[0] >= need[i, 0]) & (free[1] >= need[i, 1])
-        row = int(fits.argmax())
-        if fits[row]:
-            row_of[i] = row
-            free[:, row] -= need[i]
+    # In whole numbers, so that every machine assigns alike: both sides times the other's capacity.
+    scale = np.array([capacity[1], capacity[0]], np.int64)
+    need = lengths * scale
+    unplaced = np.argsort(-need.sum(1), kind="stable")
+    for row in range(rows):
+        if not len(unplaced):
+            break
+        sources, targets = need[unplaced].T.copy()
+        free = np.array(capacity) * scale
+        placed = np.zeros(len(unplaced), bool)
+        while True:
+            fits = (sources <= free[0]) & (targets <= free[1]) & ~placed
+            best = int(np.where(fits, sources * free[0] + targets * free[1], -1).argmax())
+            if not fits[best]:
+                break
+            placed[best] = True
+            free -= need[unplaced[best]]
+        row_of[unplaced[placed]] = row
+        unplaced = unplaced[~placed]
     return row_of
 
 

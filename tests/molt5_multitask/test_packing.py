@@ -13,7 +13,7 @@ from molt5_multitask.corpus.vocabulary import train_vocabulary
 from molt5_multitask.data import batches
 from molt5_multitask.data.batches import MixedData
 from molt5_multitask.data.mixing import Mixing
-from molt5_multitask.data.packing import first_fit, lay_out
+from molt5_multitask.data.packing import lay_out, pack
 from molt5_multitask.tasks import TASKS, Example
 from molt5_multitask.tokenizer import EOS, Tokenizer
 
@@ -26,7 +26,7 @@ def test_rows_never_overflow_and_only_what_fits_nowhere_is_left(
     lengths: list[tuple[int, int]], rows: int
 ) -> None:
     need = np.array(lengths)
-    row_of = first_fit(need, (20, 12), rows)
+    row_of = pack(need, (20, 12), rows)
     used = np.zeros((rows, 2), int)
     for row, length in zip(row_of, need, strict=True):
         if row >= 0:
@@ -39,12 +39,20 @@ def test_rows_never_overflow_and_only_what_fits_nowhere_is_left(
 def test_both_sides_count() -> None:
     # By sources alone all would fit into one row.
     lengths = np.array([[1, 6], [1, 6], [1, 6]])
-    assert first_fit(lengths, (10, 12), 3).tolist() == [0, 0, 1]
+    assert pack(lengths, (10, 12), 3).tolist() == [0, 0, 1]
 
 
 def test_complementary_examples_share_rows() -> None:
-    lengths = np.array([[9, 1]] * 5 + [[1, 9]] * 5)
-    assert first_fit(lengths, (10, 10), 10).max() + 1 == 5
+    # By size alone, five long sources would fill a row to 10 of 20 on the other side.
+    lengths = np.array([[4, 1]] * 16 + [[1, 4]] * 16)
+    assert pack(lengths, (20, 20), 10).max() + 1 == 4
+
+
+def test_rows_are_nearly_full() -> None:
+    rng = np.random.default_rng(0)
+    lengths = np.stack([rng.integers(5, 60, 800), rng.integers(5, 60, 800)], 1)
+    rows = pack(lengths, (256, 256), 800).max() + 1
+    assert rows <= np.ceil(1.04 * lengths.sum(0).max() / 256)
 
 
 def test_examples_are_laid_one_after_another() -> None:
@@ -186,7 +194,7 @@ def test_packing_removes_most_padding_and_says_so(
 def test_batches_of_a_window_are_alike(
     examples: dict[str, list[Example]], tokenizer: Tokenizer
 ) -> None:
-    """First fit alone would put the long examples into the first batches."""
+    """As they are packed, the first rows have the long examples and the last the short ones."""
     data = make(examples, tokenizer, batch_size=16)
     counts = [data.batch(step)["input_segments"].max(1).sum() for step in range(30)]
     assert max(counts) < 1.6 * min(counts)
