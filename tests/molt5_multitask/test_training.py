@@ -21,8 +21,12 @@ from common.setup import prepare
 from molt5_multitask.corpus import SyntheticCorpus
 from molt5_multitask.data.files import FileCorpus
 from molt5_multitask.data.readers import PromptedJsonl
+from molt5_multitask.metrics.predictions import read_predictions
 from molt5_multitask.model import init, preset
-from molt5_multitask.pretrained import save_pretrained
+from molt5_multitask.pretrained import from_pretrained, save_pretrained
+from molt5_multitask.tasks import TASKS
+from molt5_multitask.tokenizer import Tokenizer
+from molt5_multitask.train import run
 from molt5_multitask.training import MultitaskT5, ValidationLoss, one_in_a_row
 from tests.common.test_resume import stop_at
 
@@ -145,3 +149,27 @@ def test_the_published_loss_is_refused_on_packed_rows():
             corpus=CORPUS,
             loss_config=dataclasses.replace(MultitaskT5.loss_config, on_padding=True),
         )
+
+
+def test_a_finished_run_leaves_model_predictions_and_scores(task, tmp_path, capsys):
+    task = dataclasses.replace(task, test_rows=3)
+    found = run(experiment(task, workdir=str(tmp_path), steps=2))
+    printed = capsys.readouterr().out
+    assert set(found) == {f"{name}/exact" for name in TASKS}
+
+    exported = from_pretrained(tmp_path / "export")
+    assert exported.config == dataclasses.replace(MODEL, dropout=exported.config.dropout)
+    same(exported.params, train(experiment(task, workdir=str(tmp_path), steps=2)).params)
+    tokenizer = Tokenizer.load(tmp_path / "export")
+    assert tokenizer.encode_target("CCO") == task.tokenizer.encode_target("CCO")
+
+    results = json.loads((tmp_path / "results.json").read_text())
+    for name in TASKS:
+        rows = read_predictions(tmp_path / "predictions" / f"{name}.tsv")
+        expected = task.examples.held_out[name][:3]
+        assert rows.references == [e.target for e in expected]
+        assert rows.inputs == [e.input for e in expected]
+        equal = [out[0] == ref for out, ref in zip(rows.outputs, rows.references, strict=True)]
+        assert results["tasks"][name]["exact match"] == np.mean(equal)
+        assert f"| {name} | {len(expected)} |" in printed
+    assert (tmp_path / "learning_curves.png").stat().st_size > 10_000
