@@ -25,14 +25,18 @@ class Progress:
         *,
         start: int = 0,
         description: str = "",
+        unit: str = "step",
         enabled: bool = True,
         interval: float = 10.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin at step `start` of `total`; the stream is standard error unless given."""
+        """Begin at step `start` of `total`; the stream is standard error unless given.
+
+        `unit` is what a step is called.
+        """
         self._total, self._start, self._step = total, start, start
-        self._description = description
+        self._description, self._unit = description, unit
         self._stream = sys.stderr if stream is None else stream
         self._interval, self._clock = interval, clock
         self._began = self._written = clock()
@@ -45,7 +49,7 @@ class Progress:
                 total=total,
                 initial=start,
                 desc=description or None,
-                unit="step",
+                unit=unit,
                 dynamic_ncols=True,
                 file=self._stream,
             )
@@ -77,10 +81,10 @@ class Progress:
         elapsed = self._written - self._began
         rate = (self._step - self._start) / elapsed if elapsed > 0 else 0.0
         parts = [
-            f"step {self._step}/{self._total}",
+            f"{self._unit} {self._step}/{self._total}",
             f"{self._step / self._total:.0%}",
             self._loss,
-            f"{rate:.4g} steps/s" if rate else "",
+            f"{rate:.4g} {self._unit}s/s" if rate else "",
             f"{tqdm.format_interval((self._total - self._step) / rate)} left" if rate else "",
         ]
         prefix = f"{self._description}: " if self._description else ""

@@ -1,5 +1,6 @@
 """Decoding of any number of inputs in batches of few shapes."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,6 @@ from common.mesh import (
     BATCH_AXES,
     MeshConfig,
     await_simulated,
-    check_batch,
     make_mesh,
     parameter_shardings,
     place,
@@ -73,7 +73,11 @@ class Decoder:
         if max_length < 2:
             raise ValueError(f"max_length = {max_length} must be 2 at least: start token and eos")
         self._mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
-        check_batch(rows, 1, self._mesh)
+        devices = math.prod(self._mesh.shape[axis] for axis in BATCH_AXES)
+        if rows % devices:
+            raise ValueError(
+                f"rows = {rows} must be a multiple of the {devices} data * fsdp devices"
+            )
         self._config, self._search, self.rows = config, search, rows
         self._length = max_length - 1
         cast = jax.tree.map(lambda x: np.asarray(x).astype(dtype), params)
@@ -88,7 +92,7 @@ class Decoder:
     @property
     def compilations(self) -> int:
         """Programs compiled so far."""
-        parts = (self._begin, self._advance, self._grow, self._result)
+        parts: tuple[Any, ...] = (self._begin, self._advance, self._grow, self._result)
         return sum(part._cache_size() for part in parts)
 
     def __call__(
