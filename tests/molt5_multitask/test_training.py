@@ -132,12 +132,20 @@ def test_what_cannot_work_is_refused(task, changes, message):
         dataclasses.replace(task, **changes).mixed_data(batch_size=4, seed=0)
 
 
-def test_files_need_a_vocabulary(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_text('{"source": "Caption the following SMILES: CCO", "target": "ethanol"}\n' * 3)
-    readers = (PromptedJsonl(path=str(file)),)
-    task = MultitaskT5(model=MODEL, corpus=FileCorpus(train=readers, held_out=readers))
-    assert len(task.examples.train["molecule_to_text"]) == 3
+def test_files_need_a_vocabulary_and_keep_no_row_that_is_held_out(tmp_path, caplog):
+    def reader(name, *molecules):
+        lines = [
+            json.dumps({"source": f"Caption the following SMILES: {m}", "target": "a molecule"})
+            for m in molecules
+        ]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+        return (PromptedJsonl(path=str(tmp_path / name)),)
+
+    corpus = FileCorpus(train=reader("train", "CCO", "CCN", "CCC"), held_out=reader("test", "CCN"))
+    task = MultitaskT5(model=MODEL, corpus=corpus)
+    # Equal captions are no leak; equal molecules are.
+    assert [e.input for e in task.examples.train["molecule_to_text"]] == ["CCO", "CCC"]
+    assert "molecule_to_text: 1 training examples are among the held-out" in caplog.text
     with pytest.raises(ValueError, match=r"task\.vocabulary is not given"):
         _ = task.tokenizer
 
