@@ -12,12 +12,10 @@ from common import Experiment
 from common.report import provenance, table
 from common.task import Params
 from molt5_multitask.corpus import copy_baseline
-from molt5_multitask.decoding import BeamSearch, Decoder
-from molt5_multitask.evaluate import Options, evaluate
-from molt5_multitask.metrics.scores import track
 from molt5_multitask.pretrained import save_pretrained
-from molt5_multitask.tasks import TASKS, Example
+from molt5_multitask.tasks import TASKS
 from molt5_multitask.training import MultitaskT5
+from molt5_multitask.validation import HeldOutWriter, score
 
 SHOWN = ("validity", "Morgan", "top-1", "accuracy 90 %", "ROUGE-L", "BLEU-4")
 """Scores of the summary, beside the exact match of the strings."""
@@ -31,18 +29,6 @@ def export(experiment: Experiment[MultitaskT5], params: Params) -> pathlib.Path:
     return folder
 
 
-def predict(task: MultitaskT5, decoder: Decoder, examples: Sequence[Example]) -> list[str]:
-    """Return what the model writes for examples of one task."""
-    asked = TASKS[examples[0].task]
-    encoded = task.tokenizer.encode_sources(asked, [e.input for e in examples], task.input_length)
-    sources = [encoded[i].tolist() for i in range(len(encoded))]
-    outputs = [""] * len(examples)
-    progress = track(range(len(examples)), f"decoding {asked.name}", enabled=True)
-    for _, (row, found) in zip(progress, decoder(sources), strict=True):
-        outputs[row] = task.tokenizer.decode_output(asked, found.ids[0])
-    return outputs
-
-
 def score_held_out(experiment: Experiment[MultitaskT5], params: Params) -> dict[str, Any]:
     """Decode held-out rows of each task greedily, write them down, and score them.
 
@@ -53,36 +39,16 @@ def score_held_out(experiment: Experiment[MultitaskT5], params: Params) -> dict[
     task = experiment.task
     folder = pathlib.Path(experiment.workdir or ".") / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
-    decoder = Decoder(
-        task.model,
-        jax.device_get(params),
-        BeamSearch(),
-        max_length=task.target_length + 1,
-        rows=task.eval_batch,
-    )
+    writer = HeldOutWriter(task=task, rows=task.test_rows)
     found: dict[str, Any] = {}
-    for name, rows in task.examples.held_out.items():
-        examples = rows[: task.test_rows]
-        if not examples:
-            continue
-        outputs = predict(task, decoder, examples)
+    for name, (examples, outputs) in writer(jax.device_get(params), progress=True).items():
         lines = ["input\treference\toutput_1"]
         lines += [f"{e.input}\t{e.target}\t{out}" for e, out in zip(examples, outputs, strict=True)]
         (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
-        references = [e.target for e in examples]
-        scores = evaluate(
-            TASKS[name],
-            references,
-            outputs,
-            inputs=[e.input for e in examples],
-            options=Options(meteor=False, fcd=False),
-        )
-        equal = sum(out == ref for out, ref in zip(outputs, references, strict=True))
         found[name] = {
             "rows": len(examples),
-            "exact match": equal / len(examples),
             "copy baseline": copy_baseline({name: examples})[name],
-            **scores.values,
+            **score(examples, outputs),
         }
     return found
 

@@ -2,31 +2,26 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
 
-from common import Data, Evaluator, Mean, OnePass, Task
+from common import Data, Evaluator, Mean, Task
 from common.data.arrays import Arrays
-from common.mesh import await_simulated, place
-from common.metrics import Metrics, compute, merge
+from common.metrics import Metrics
 from common.rng import Rngs
 from common.task import Batch, Params, ShardingRules
 from molt5_multitask.corpus import Corpus, SyntheticCorpus
 from molt5_multitask.data.batches import MixedData
 from molt5_multitask.data.files import FileCorpus
 from molt5_multitask.data.mixing import Mixing
-from molt5_multitask.data.packing import lay_out
 from molt5_multitask.losses import LossConfig, sequence_loss
 from molt5_multitask.model import T5Config, bind, init
 from molt5_multitask.pretrained import from_pretrained
-from molt5_multitask.tasks import TASKS, Example
 from molt5_multitask.tokenizer import Tokenizer
+from molt5_multitask.validation import GenerationScores, ValidationLoss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +54,10 @@ class MultitaskT5(Task):
     """Held-out rows of each task that the validation loss is computed on, the first ones."""
     eval_batch: int = 64
     """Rows of an evaluation batch, and of a batch that is decoded."""
+    generate_every: int | None = None
+    """Cadence in steps at which held-out rows are decoded and scored; None never does."""
+    generate_rows: int = 64
+    """Rows of each task that are decoded for it."""
     test_rows: int = 200
     """Held-out rows of each task that are decoded and scored after training, the first ones."""
 
@@ -150,8 +149,11 @@ class MultitaskT5(Task):
         )
 
     def evaluators(self) -> Sequence[Evaluator]:
-        """Return the validation loss of each task."""
-        return (ValidationLoss(task=self),)
+        """Return the validation loss, and the scores of what the model writes, of each task."""
+        found: list[Evaluator] = [ValidationLoss(task=self)]
+        if self.generate_every is not None:
+            found.append(GenerationScores(task=self))
+        return found
 
     def sharding_rules(self) -> ShardingRules:
         """Lay the parameters out over `fsdp` and `tensor`."""
@@ -182,78 +184,3 @@ class _TrainingData(Data):
             for side, length in lengths.items()
             for name in (f"{side}s", f"{side}_segments")
         }
-
-
-def one_in_a_row(task: MultitaskT5, examples: Sequence[Example]) -> dict[str, np.ndarray]:
-    """Encode examples of one task, one in a row, as arrays of a training batch."""
-    name = examples[0].task
-    sides = {
-        "input": (
-            task.tokenizer.encode_sources(
-                TASKS[name], [e.input for e in examples], task.input_length
-            ),
-            task.input_length,
-        ),
-        "target": (
-            task.tokenizer.encode_many([e.target for e in examples], task.target_length),
-            task.target_length,
-        ),
-    }
-    arrays: dict[str, np.ndarray] = {}
-    for side, (encoded, length) in sides.items():
-        pieces = [encoded[i] for i in range(len(encoded))]
-        rows = np.arange(len(pieces))
-        ids, segments = lay_out(pieces, rows, len(pieces), length)
-        arrays |= {f"{side}s": ids, f"{side}_segments": segments}
-    return arrays
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ValidationLoss:
-    """Mean negative log-likelihood of a target token on held-out rows, by task."""
-
-    task: MultitaskT5
-    """The training task."""
-    name: str = "valid"
-    """Prefix of the numbers."""
-
-    @property
-    def every(self) -> int:
-        """Cadence in steps."""
-        return self.task.eval_every
-
-    @functools.cached_property
-    def _rows(self) -> dict[str, OnePass]:
-        return {
-            name: OnePass(
-                one_in_a_row(self.task, examples[: self.task.eval_rows]),
-                batch_size=self.task.eval_batch,
-            )
-            for name, examples in self.task.examples.held_out.items()
-            if examples
-        }
-
-    @functools.cached_property
-    def _step(self) -> Any:
-        def step(params: Params, batch: Batch) -> Metrics:
-            filled_up = batch["weight"][:, None] == 0
-            segments = jnp.where(filled_up, 0, batch["target_segments"])
-            model = bind(self.task.model, params)
-            return {
-                "loss": sequence_loss(model, {**batch, "target_segments": segments}, LossConfig())
-            }
-
-        return jax.jit(step)
-
-    def __call__(self, params: Params, mesh: Mesh) -> Mapping[str, float]:
-        """Return the loss of each task, and their mean."""
-        found = {}
-        for name, rows in self._rows.items():
-            total = None
-            for i in range(len(rows)):
-                part = self._step(params, place(rows.batch(i), mesh))
-                total = part if total is None else merge(total, part)
-                await_simulated(total, mesh)
-            assert total is not None
-            found[f"{name}/loss"] = compute(total)["loss"]
-        return {**found, "loss": float(np.mean(list(found.values())))}

@@ -80,14 +80,20 @@ class Decoder:
             )
         self._config, self._search, self.rows = config, search, rows
         self._length = max_length - 1
-        cast = jax.tree.map(lambda x: np.asarray(x).astype(dtype), params)
-        shardings = parameter_shardings(config.sharding_rules(), cast, self._mesh)
-        self._params = jax.device_put(cast, shardings)
-        self._layers = jax.jit(lambda params: bind(config, params).step_layers())(self._params)
+        self._dtype = dtype
+        self._step_layers = jax.jit(lambda params: bind(config, params).step_layers())
         self._begin = jax.jit(self._begin_batch)
         self._advance = jax.jit(self._advance_batch, donate_argnums=2)
         self._grow = jax.jit(lambda cache, tokens: cache.grow(tokens), static_argnums=1)
         self._result = jax.jit(search.result)
+        self.use(params)
+
+    def use(self, params: Params) -> None:
+        """Decode with these parameters from now on; nothing is compiled anew."""
+        cast = jax.tree.map(lambda x: np.asarray(x).astype(self._dtype), params)
+        shardings = parameter_shardings(self._config.sharding_rules(), cast, self._mesh)
+        self._params = jax.device_put(cast, shardings)
+        self._layers = self._step_layers(self._params)
 
     @property
     def compilations(self) -> int:

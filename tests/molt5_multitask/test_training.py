@@ -27,7 +27,8 @@ from molt5_multitask.pretrained import from_pretrained, save_pretrained
 from molt5_multitask.tasks import TASKS
 from molt5_multitask.tokenizer import Tokenizer
 from molt5_multitask.train import run
-from molt5_multitask.training import MultitaskT5, ValidationLoss, one_in_a_row
+from molt5_multitask.training import MultitaskT5
+from molt5_multitask.validation import ValidationLoss, one_in_a_row
 from tests.common.test_resume import stop_at
 
 CORPUS = SyntheticCorpus(molecules=60, reactions=60, procedures=60, vocabulary=300)
@@ -160,7 +161,7 @@ def test_the_published_loss_is_refused_on_packed_rows():
 
 
 def test_a_finished_run_leaves_model_predictions_and_scores(task, tmp_path, capsys):
-    task = dataclasses.replace(task, test_rows=3)
+    task = dataclasses.replace(task, test_rows=3, generate_every=2, generate_rows=3)
     found = run(experiment(task, workdir=str(tmp_path), steps=2))
     printed = capsys.readouterr().out
     assert set(found) == {f"{name}/exact" for name in TASKS}
@@ -172,6 +173,8 @@ def test_a_finished_run_leaves_model_predictions_and_scores(task, tmp_path, caps
     assert tokenizer.encode_target("CCO") == task.tokenizer.encode_target("CCO")
 
     results = json.loads((tmp_path / "results.json").read_text())
+    log = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    logged = {key: value for line in log for key, value in json.loads(line).items()}
     for name in TASKS:
         rows = read_predictions(tmp_path / "predictions" / f"{name}.tsv")
         expected = task.examples.held_out[name][:3]
@@ -179,5 +182,7 @@ def test_a_finished_run_leaves_model_predictions_and_scores(task, tmp_path, caps
         assert rows.inputs == [e.input for e in expected]
         equal = [out[0] == ref for out, ref in zip(rows.outputs, rows.references, strict=True)]
         assert results["tasks"][name]["exact match"] == np.mean(equal)
+        # The same rows, decoded during training.
+        assert logged[f"generate/{name}/exact match"] == results["tasks"][name]["exact match"]
         assert f"| {name} | {len(expected)} |" in printed
     assert (tmp_path / "learning_curves.png").stat().st_size > 10_000
