@@ -48,7 +48,8 @@ class PredictionsFile:
             lines = data[:whole].splitlines(keepends=True)
         if len(lines) > 1:
             _check_record(self.path, before, record)
-            os.truncate(self.path, whole)
+            if whole < len(data):
+                os.truncate(self.path, whole)
         else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # The record is there, as a whole, before the first row is.
