@@ -13,7 +13,7 @@ import safetensors.numpy
 from flax import nnx
 
 from common.nn.attention import MultiHeadAttention, dot_product_attention
-from common.nn.layers import Linear, RMSNorm, dropout, dropout_masks, product
+from common.nn.layers import Linear, RMSNorm, dropout, dropout_masks
 from common.nn.weights import Entry, check_keys, export, load, open_safetensors, write_safetensors
 
 
@@ -28,18 +28,6 @@ def test_linear_contracts_its_input_axes():
     expected = np.tensordot(x, layer.kernel[...], 2) + np.asarray(layer.bias[...])
     np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-6)
     assert Linear((2,), (3,), stddev=1.0, rngs=nnx.Rngs(0)).bias is None
-
-
-def test_product_has_the_gradient_of_a_matrix_product():
-    x, kernel, weight = normal(0, 6, 4), normal(1, 4, 5), normal(2, 6, 5)
-    found, expected = (
-        jax.jit(jax.value_and_grad(lambda x, w, f=f: jnp.sum(weight * f(x, w)), argnums=(0, 1)))
-        for f in (product, jnp.matmul)
-    )
-    for a, b in zip(
-        jax.tree.leaves(found(x, kernel)), jax.tree.leaves(expected(x, kernel)), strict=True
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_rms_norm_keeps_type_and_computes_in_float32():
