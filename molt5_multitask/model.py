@@ -233,8 +233,10 @@ class T5(nnx.Module):
             values.append(new_values)
         scale = self.decoder.final_norm.scale[...][:, None, None]
         x = self._scaled(rms_norm(x, scale, eps=self.config.norm_eps, axis=0))
-        logits = jnp.einsum("vd,dbk->vbk", self.output_table, x, preferred_element_type=jnp.float32)
-        logits = self._without_spare(jnp.moveaxis(logits, 0, -1))
+        logits = jnp.matmul(
+            self.output_table, x.reshape(len(x), -1), preferred_element_type=jnp.float32
+        )
+        logits = self._without_spare(logits.T).reshape(batch, beams, -1)
         cache = dataclasses.replace(
             cache, index=cache.index + 1, writers=writers, keys=tuple(keys), values=tuple(values)
         )
