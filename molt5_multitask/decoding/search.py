@@ -91,22 +91,26 @@ def best_continuations(
     batch, beams, vocab = logits.shape
     size = max(n for n in range(1, LARGEST_BLOCK + 1) if vocab % n == 0)
     # The decoder has computed them with the vocabulary first, and XLA undoes its transposition.
-    by_id = jnp.moveaxis(logits, -1, 0).astype(jnp.float32)
-    blocks = by_id.reshape(vocab // size, size, batch, beams)
+    by_id = jnp.moveaxis(logits.reshape(-1, vocab), 1, 0).astype(jnp.float32)
+    blocks = by_id.reshape(vocab // size, size, batch * beams)
     peaks = blocks.max(1)
     peak = peaks.max(0)
     normaliser = jnp.log(jnp.exp(by_id - peak).sum(0))
+    running = running.reshape(-1)
 
-    by_peak = ((peaks - peak) - normaliser + running).transpose(1, 2, 0).reshape(batch, -1)
+    by_peak = ((peaks - peak) - normaliser + running).T.reshape(batch, -1)
     _, chosen = jax.lax.top_k(by_peak, min(count, by_peak.shape[1]))
     beam, block = jnp.divmod(chosen, vocab // size)
 
-    def entries(blocks: Array, beam: Array, block: Array, *offsets: Array) -> Array:
-        peak, normaliser, running = (x[beam][:, None] for x in offsets)
+    def entries(
+        blocks: Array, rows: tuple[Array, Array, Array], beam: Array, block: Array
+    ) -> Array:
+        peak, normaliser, running = (x[beam][:, None] for x in rows)
         return (blocks[block, :, beam] - peak) - normaliser + running
 
-    sums = jax.vmap(entries, in_axes=(2, 0, 0, 0, 0, 0))(
-        blocks, beam, block, peak, normaliser, running
+    rows = tuple(x.reshape(batch, beams) for x in (peak, normaliser, running))
+    sums = jax.vmap(entries, in_axes=(2, 0, 0, 0))(
+        blocks.reshape(*blocks.shape[:2], batch, beams), rows, beam, block
     )
     scores, at = jax.lax.top_k(sums.reshape(batch, -1), count)
     nth = at // size
