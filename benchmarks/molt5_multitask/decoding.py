@@ -74,10 +74,17 @@ def _busy_seconds() -> float:
     return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
+def await_idle(patience: float, *, seconds: float = 3.0) -> None:
+    """Wait until other programs have taken less than a tenth of a processor for some seconds."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end and clock(lambda: time.sleep(seconds))[2] > 0.1:
+        pass
+
+
 def measure(
-    ours: Decoder, theirs: Any, ids: np.ndarray, *, beams: int, repeats: int
+    ours: Decoder, theirs: Any, ids: np.ndarray, *, beams: int, repeats: int, patience: float
 ) -> dict[str, Any]:
-    """Run both sides in turn."""
+    """Run both sides in turn, each pair when the machine is idle or the patience at its end."""
     segments, numbers = np.ones_like(ids), np.arange(len(ids), dtype=np.int32)
     source = torch.tensor(ids, dtype=torch.long)
 
@@ -98,7 +105,11 @@ def measure(
     a, b = run_ours(), run_theirs()
     assert a.shape == b.shape == (INPUTS, OUTPUT_TOKENS), (a.shape, b.shape)
     same = float((a == b).all(1).mean())
-    times = np.array([[clock(run_ours), clock(run_theirs)] for _ in range(repeats)])
+    pairs = []
+    for _ in range(repeats):
+        await_idle(patience)
+        pairs.append([clock(run_ours), clock(run_theirs)])
+    times = np.array(pairs)
     median = np.median(times, axis=0)
     found = {
         "beams": beams,
@@ -150,8 +161,14 @@ def _kind(line: str, operation: str) -> str:
     return "attention" if len(dims) == 4 else "the rest"
 
 
-def main(model: str = "t5-small", repeats: int = 7) -> None:
-    """Measure, and write the results."""
+def main(model: str = "t5-small", repeats: int = 7, patience: float = 0.0) -> None:
+    """Measure, and write the results.
+
+    Args:
+      model: preset of the model.
+      repeats: runs of each side.
+      patience: seconds to wait, before each pair of runs, for other programs to be idle.
+    """
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     config, params = make_weights(model)
@@ -165,7 +182,7 @@ def main(model: str = "t5-small", repeats: int = 7) -> None:
         ours = Decoder(
             config, params, BeamSearch(beams=beams), max_length=OUTPUT_TOKENS + 1, rows=INPUTS
         )
-        found = measure(ours, theirs, ids, beams=beams, repeats=repeats)
+        found = measure(ours, theirs, ids, beams=beams, repeats=repeats, patience=patience)
         found["shares"] = shares(ours, ids)
         results.append(found)
         print(*row(found), sep=" | ", flush=True)

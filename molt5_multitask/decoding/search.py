@@ -102,15 +102,15 @@ def best_continuations(
     _, chosen = jax.lax.top_k(by_peak, min(count, by_peak.shape[1]))
     beam, block = jnp.divmod(chosen, vocab // size)
 
-    def entries(
-        blocks: Array, rows: tuple[Array, Array, Array], beam: Array, block: Array
-    ) -> Array:
-        peak, normaliser, running = (x[beam][:, None] for x in rows)
+    def entries(blocks: Array, rows: Array, beam: Array, block: Array) -> Array:
+        peak, normaliser, running = rows[:, beam, None]
         return (blocks[block, :, beam] - peak) - normaliser + running
 
-    rows = tuple(x.reshape(batch, beams) for x in (peak, normaliser, running))
-    sums = jax.vmap(entries, in_axes=(2, 0, 0, 0))(
-        blocks.reshape(*blocks.shape[:2], batch, beams), rows, beam, block
+    sums = jax.vmap(entries, in_axes=(2, 1, 0, 0))(
+        blocks.reshape(*blocks.shape[:2], batch, beams),
+        jnp.stack([peak, normaliser, running]).reshape(3, batch, beams),
+        beam,
+        block,
     )
     scores, at = jax.lax.top_k(sums.reshape(batch, -1), count)
     nth = at // size
