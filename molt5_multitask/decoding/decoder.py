@@ -90,7 +90,7 @@ class Decoder:
 
     def use(self, params: Params) -> None:
         """Decode with these parameters from now on; nothing is compiled anew."""
-        cast = jax.tree.map(lambda x: np.asarray(x).astype(self._dtype), params)
+        cast = jax.tree.map(lambda x: np.asarray(x).astype(self._dtype, copy=False), params)
         shardings = parameter_shardings(self._config.sharding_rules(), cast, self._mesh)
         self._params = jax.device_put(cast, shardings)
         self._layers = self._step_layers(self._params)
