@@ -1,9 +1,11 @@
-"""The command line of every project: `train`, `show` and `sweep` of a config file.
+"""The command line of every project: `train`, `show` and `sweep` of a config file, and commands.
 
-The only module that knows the command-line library. Every field of the config is an option, with
-its docstring as help: `python -m born_mlp.train configs/born_mlp/paper.py --help`.
+Every field of the config is an option, with its docstring as help:
+`python -m born_mlp.train configs/born_mlp/paper.py --help`. A command beside training is a function
+of one dataclass of arguments (`command`).
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import inspect
@@ -12,10 +14,11 @@ import json
 import logging
 import os
 import pathlib
+import shlex
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import tyro
 
@@ -23,7 +26,10 @@ from common.config import to_json
 from common.experiment import Experiment
 from common.perf import enable_compile_cache
 from common.preempt import Preempted
+from common.report import module_or_script
 from common.show import describe
+
+ArgumentsT = TypeVar("ArgumentsT")
 
 COMMANDS = ("train", "show", "sweep")
 USAGE = """usage: python -m PROJECT.train [train] CONFIG.py [--field value ...]
@@ -54,24 +60,47 @@ def main(run: Callable[[Any], Any], argv: Sequence[str] | None = None) -> None:
       run: trains a config and returns its `Result`, or a mapping of numbers.
       argv: the arguments; those of the process by default.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    enable_compile_cache()
     args = list(sys.argv[1:] if argv is None else argv)
-    try:
-        command = args.pop(0) if args and args[0] in COMMANDS else "train"
+    with _one_line_errors(run):
+        action = args.pop(0) if args and args[0] in COMMANDS else "train"
         if not args or args[0].startswith("-"):
             print(USAGE, file=sys.stdout if args in (["-h"], ["--help"]) else sys.stderr)
             sys.exit(0 if args in (["-h"], ["--help"]) else 2)
         path = pathlib.Path(args.pop(0))
-        if command == "sweep":
+        if action == "sweep":
             _sweep(run, path, args)
         else:
             config = resolve(path, args)
-            if command == "show":
+            if action == "show":
                 _show(config)
             else:
                 run(config)
+
+
+def command(
+    run: Callable[[ArgumentsT], Any],
+    arguments: type[ArgumentsT],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Run a command of a project: a function of a dataclass, whose fields are the options.
+
+    Args:
+      run: does the work.
+      arguments: type of what it takes; its docstring is the head of `--help`.
+      argv: the arguments; those of the process by default.
+    """
+    with _one_line_errors(run):
+        run(tyro.cli(arguments, args=argv, prog=shlex.join(["python", *module_or_script()])))
+
+
+@contextlib.contextmanager
+def _one_line_errors(run: Callable[..., Any]) -> Iterator[None]:
+    """Set up a process; what a check of ours has to say ends in one line and status 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    enable_compile_cache()
+    try:
+        yield
     except Preempted as stopped:
         print(stopped, file=sys.stderr)
         raise
@@ -82,7 +111,7 @@ def main(run: Callable[[Any], Any], argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _is_own_check(error: BaseException, run: Callable[[Any], Any]) -> bool:
+def _is_own_check(error: BaseException, run: Callable[..., Any]) -> bool:
     """Whether the error was raised by a check of the core or the project: its message says all.
 
     Anything else, such as a mistake in a user's task, keeps its traceback.

@@ -22,7 +22,7 @@ def provenance() -> dict[str, Any]:
         "machine": name,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": f"jax {jax.__version__}, Python {platform.python_version()}",
-        "command": shlex.join(["python", *_module_or_script(), *sys.argv[1:]]),
+        "command": shlex.join(["python", *module_or_script(), *sys.argv[1:]]),
     }
 
 
@@ -35,7 +35,8 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _module_or_script() -> list[str]:
+def module_or_script() -> list[str]:
+    """Return what comes after `python` on the command line of this process."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return [sys.argv[0]] if spec is None else ["-m", spec.name]
 

@@ -11,13 +11,12 @@ import dataclasses
 import difflib
 import importlib.metadata
 import pathlib
-import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import tyro
 
+from common import cli
 from molt5_multitask import chem
 from molt5_multitask.metrics import figures, report
 from molt5_multitask.metrics.actions import action_scores
@@ -265,17 +264,8 @@ def run(arguments: Arguments) -> pathlib.Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line: an error of the user's is one line, and ends in status 1."""
-    arguments = tyro.cli(Arguments, args=argv, prog="python -m molt5_multitask.evaluate")
-    try:
-        run(arguments)
-    except (ValueError, OSError) as error:
-        # Only what a check of ours has raised says all there is to say.
-        raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        if not raised_in.is_relative_to(pathlib.Path(__file__).parent):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    """Run the command line."""
+    cli.command(run, Arguments, argv)
 
 
 if __name__ == "__main__":

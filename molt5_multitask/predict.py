@@ -11,16 +11,12 @@ import dataclasses
 import hashlib
 import logging
 import pathlib
-import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
-import tyro
-
+from common import cli
 from common.config import to_dict
 from common.mesh import MeshConfig, make_mesh
-from common.perf import enable_compile_cache
 from common.progress import Progress
 from molt5_multitask import chem
 from molt5_multitask.data.inputs import Inputs, read_inputs
@@ -206,20 +202,8 @@ def run(arguments: Arguments) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line: an error of the user's is one line, and ends in status 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    enable_compile_cache()
-    arguments = tyro.cli(Arguments, args=argv, prog="python -m molt5_multitask.predict")
-    try:
-        run(arguments)
-    except (ValueError, OSError) as error:
-        # Only what a check of ours has raised says all there is to say.
-        raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        here = pathlib.Path(__file__).parent
-        if not any(raised_in.is_relative_to(p) for p in (here, here.parent / "common")):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    """Run the command line."""
+    cli.command(run, Arguments, argv)
 
 
 if __name__ == "__main__":
