@@ -1,0 +1,91 @@
+"""Features of a set of images or objects, with the name of each row."""
+
+import dataclasses
+from collections import Counter
+from typing import Self
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from alignment.files import PathLike, read_arrays, write_arrays
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Features:
+    """The features of n images, checked when made.
+
+    Raises:
+      ValueError: for features that are no finite matrix, or names and labels that do not fit it.
+    """
+
+    features: Float[np.ndarray, "n p"]
+    """One row for each image, float32."""
+    names: np.ndarray
+    """str (n,): the images' names, each different. Files are matched by names, never by rows."""
+    model: str = ""
+    """The model that made them."""
+    preprocessing: str = ""
+    """The preprocessing of its input."""
+    labels: Int[np.ndarray, "n"] | None = None
+    """Fine class of each image, where the source has classes."""
+    label_names: np.ndarray | None = None
+    """str: names of the fine classes."""
+    coarse: Int[np.ndarray, "n"] | None = None
+    """Coarse class of each image."""
+    coarse_names: np.ndarray | None = None
+    """str: names of the coarse classes."""
+
+    def __post_init__(self) -> None:
+        check_matrix(self.features, what="features")
+        n = len(self.features)
+        if self.names.shape != (n,):
+            raise ValueError(f"{n} rows of features, but names of shape {self.names.shape}")
+        if repeated := [name for name, count in Counter(self.names.tolist()).items() if count > 1]:
+            raise ValueError(f"the name {repeated[0]!r} occurs more than once")
+        pairs = (
+            ("labels", self.labels, self.label_names),
+            ("coarse", self.coarse, self.coarse_names),
+        )
+        for what, labels, known in pairs:
+            if labels is None:
+                continue
+            if labels.shape != (n,):
+                raise ValueError(f"{n} rows of features, but {what} of shape {labels.shape}")
+            if known is not None and not ((labels >= 0) & (labels < len(known))).all():
+                raise ValueError(f"{what} must be 0 to {len(known) - 1}, the rows of {what} names")
+
+    @classmethod
+    def read(cls, path: PathLike) -> Self:
+        """Read a features file.
+
+        Raises:
+          FileNotFoundError, ValueError: naming the file, if it is missing or not as it should be.
+        """
+        arrays = read_arrays(path, required=("features", "names"))
+        fields = {f.name for f in dataclasses.fields(cls)}
+        known = {k: str(v) if v.ndim == 0 else v for k, v in arrays.items() if k in fields}
+        if arrays["features"].dtype.kind == "f":
+            known["features"] = arrays["features"].astype(np.float32, copy=False)
+        try:
+            return cls(**known)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def write(self, path: PathLike) -> None:
+        """Write a features file."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        write_arrays(path, {name: value for name, value in fields.items() if value is not None})
+
+
+def check_matrix(matrix: np.ndarray, *, what: str) -> None:
+    """Raise ValueError where `matrix` is not a matrix of finite floats, with the first bad row."""
+    if matrix.ndim != 2 or matrix.dtype.kind != "f" or not matrix.size:
+        raise ValueError(
+            f"{what} must be a matrix of floats, got {matrix.dtype} of shape {matrix.shape}"
+        )
+    bad = np.flatnonzero(~np.isfinite(matrix).all(1))
+    if bad.size:
+        raise ValueError(
+            f"{what}: {bad.size} of {len(matrix)} rows hold NaN or infinity, the first is row "
+            f"{bad[0]} (0-based)"
+        )

@@ -1,0 +1,45 @@
+"""The `.npz` files between the stages: nothing is unpickled, and a file is whole or not there."""
+
+import os
+import pathlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+PathLike = str | os.PathLike[str]
+
+
+def read_arrays(path: PathLike, required: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Read all arrays of a `.npz` file.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is no `.npz` file, is damaged, holds pickled objects or lacks an array.
+    """
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:  # zipfile, zlib and numpy have an error of their own for each damage
+        raise ValueError(f"{path} cannot be read as .npz: {error}") from error
+    missing = [name for name in required if name not in arrays]
+    if missing:
+        raise ValueError(
+            f"{path} has no array {', '.join(map(repr, missing))}; it holds "
+            f"{', '.join(map(repr, arrays)) or 'nothing'}"
+        )
+    return arrays
+
+
+def write_arrays(path: PathLike, arrays: Mapping[str, Any]) -> None:
+    """Write a `.npz` file under a temporary name, then rename it: never half of one."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.draft.npz")
+    try:
+        np.savez(draft, **arrays)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
