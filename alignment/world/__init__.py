@@ -1,0 +1,1 @@
+"""A synthetic world whose hierarchy is known: drawings, and observers who judge them."""
