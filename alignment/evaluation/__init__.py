@@ -1,0 +1,1 @@
+"""How human a representation is: every measure is a function of features."""

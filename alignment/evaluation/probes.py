@@ -1,0 +1,253 @@
+"""Classification with frozen features: few-shot, linear and shift probes.
+
+All are logistic regression with an L2 penalty, `C sum_i CE_i + |W|^2 / 2` (no penalty on the bias),
+fitted by L-BFGS; the whole grid of C is fitted at once.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
+
+GRID = tuple(10.0**e for e in range(-4, 7))
+"""Inverse strengths C of the penalty that cross-validation chooses from."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogisticRegression:
+    """Linear classifiers, one for each C."""
+
+    weights: Float[Array, "grid p classes"]
+    """float32."""
+    bias: Float[Array, "grid classes"]
+    """float32."""
+
+    def predict(self, features: Float[np.ndarray, "n p"]) -> Int[np.ndarray, "grid n"]:
+        """Return the most probable class."""
+        return np.stack(
+            [
+                np.argmax(features @ w + b, 1)
+                for w, b in zip(np.asarray(self.weights), np.asarray(self.bias), strict=True)
+            ]
+        )
+
+
+def fit_logistic(
+    features: Float[np.ndarray, "n p"],
+    labels: Int[np.ndarray, "n"],
+    c: Float[np.ndarray, "grid"],
+    *,
+    classes: int,
+    rows: Bool[np.ndarray, "n"] | None = None,
+    iterations: int = 500,
+    tolerance: float = 1e-4,
+) -> LogisticRegression:
+    """Fit one classifier for each C, all at once.
+
+    Args:
+      features: not standardised here.
+      labels: 0 to classes - 1.
+      c: the inverse strengths of the penalty.
+      classes: number of classes.
+      rows: which rows to fit; all by default.
+      iterations: steps of L-BFGS at most.
+      tolerance: stop when no derivative of the objective, per row, is larger.
+    """
+    n, p = features.shape
+    weight = np.ones(n, np.float32) if rows is None else rows.astype(np.float32)
+    start = jnp.zeros((len(c), p, classes)), jnp.zeros((len(c), classes))
+    w, b = _fit(
+        jnp.asarray(features, jnp.float32),
+        jnp.asarray(labels, jnp.int32),
+        jnp.asarray(weight),
+        jnp.asarray(c, jnp.float32),
+        start,
+        iterations,
+        tolerance,
+    )
+    return LogisticRegression(weights=w, bias=b)
+
+
+@jax.jit
+def _fit(
+    x: Array,
+    y: Array,
+    weight: Array,
+    c: Array,
+    start: tuple[Array, Array],
+    iterations: int,
+    tolerance: float,
+) -> tuple[Array, Array]:
+    total = jnp.sum(weight)
+
+    def one(c: Array, params: tuple[Array, Array]) -> tuple[Array, Array]:
+        def objective(params: tuple[Array, Array]) -> Array:
+            w, b = params
+            losses = optax.softmax_cross_entropy_with_integer_labels(x @ w + b, y)
+            return jnp.sum(weight * losses) / total + jnp.sum(jnp.square(w)) / (2 * c * total)
+
+        solver = optax.lbfgs()
+        value_and_grad = optax.value_and_grad_from_state(objective)
+
+        def step(carry: tuple) -> tuple:
+            params, state, _, i = carry
+            value, grad = value_and_grad(params, state=state)
+            updates, state = solver.update(
+                grad, state, params, value=value, grad=grad, value_fn=objective
+            )
+            params = optax.apply_updates(params, updates)
+            steepest = optax.tree.norm(optax.tree.get(state, "grad"), ord=jnp.inf)
+            return params, state, steepest, i + 1
+
+        def unfinished(carry: tuple) -> Array:
+            *_, steepest, i = carry
+            return (steepest > tolerance) & (i < iterations)
+
+        params, *_ = lax.while_loop(
+            unfinished, step, (params, solver.init(params), jnp.asarray(jnp.inf), 0)
+        )
+        return params
+
+    return jax.vmap(one)(c, start)
+
+
+def choose_c(
+    features: Float[np.ndarray, "n p"],
+    labels: Int[np.ndarray, "n"],
+    folds: Int[np.ndarray, "n"],
+    *,
+    classes: int,
+) -> float:
+    """Return the C of GRID with the best accuracy on held-out folds; of equals, the smallest."""
+    hits = np.zeros(len(GRID))
+    for fold in np.unique(folds):
+        held_out = folds == fold
+        model = fit_logistic(features, labels, np.array(GRID), classes=classes, rows=~held_out)
+        hits += (model.predict(features[held_out]) == labels[held_out]).sum(1)
+    return GRID[int(np.argmax(hits))]
+
+
+def linear_probe(
+    train: tuple[Float[np.ndarray, "n p"], Int[np.ndarray, "n"]],
+    *tests: tuple[Float[np.ndarray, "m p"], Int[np.ndarray, "m"]],
+    seed: int = 0,
+) -> list[float]:
+    """Return the accuracy on each test set of a classifier fitted on all training rows.
+
+    C is chosen on a tenth of them, which is held out for it; the classifier is then fitted on all.
+    """
+    x, y = train
+    classes = int(y.max()) + 1
+    held_out = np.random.default_rng(seed).permutation(len(y)) < len(y) / 10
+    model = fit_logistic(x, y, np.array(GRID), classes=classes, rows=~held_out)
+    hits = (model.predict(x[held_out]) == y[held_out]).sum(1)
+    model = fit_logistic(x, y, np.array([GRID[int(np.argmax(hits))]]), classes=classes)
+    return [float((model.predict(x_test)[0] == y_test).mean()) for x_test, y_test in tests]
+
+
+def few_shot(
+    train: tuple[Float[np.ndarray, "n p"], Int[np.ndarray, "n"]],
+    test: tuple[Float[np.ndarray, "m p"], Int[np.ndarray, "m"]],
+    *,
+    shots: int,
+    repetitions: int = 5,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the mean test accuracy after a few examples of each class, and its deviation.
+
+    C is cross-validated with one example of each class held out at a time; with one shot there is
+    nothing to hold out, and C is 1.
+
+    Args:
+      train: features and classes to draw the examples from.
+      test: features and classes to test on.
+      shots: examples of each class.
+      repetitions: random draws of the examples; the deviation is over them.
+      seed: seed of the draws.
+
+    Raises:
+      ValueError: for a class with fewer examples.
+    """
+    (x, y), (x_test, y_test) = train, test
+    counts = np.bincount(y)
+    present = np.flatnonzero(counts)
+    if (few := present[counts[present] < shots]).size:
+        raise ValueError(
+            f"class {few[0]} has {counts[few[0]]} training examples, fewer than {shots} shots"
+        )
+    classes = int(y.max()) + 1
+    accuracies = []
+    for repetition in range(repetitions):
+        generator = np.random.default_rng((seed, repetition))
+        order = generator.permutation(len(y))
+        by_class = order[np.argsort(y[order], kind="stable")]
+        place = np.arange(len(y)) - np.repeat(np.cumsum(counts) - counts, counts)
+        chosen, folds = by_class[place < shots], place[place < shots]
+        c = 1.0
+        if shots > 1:
+            c = choose_c(x[chosen], y[chosen], folds, classes=classes)
+        model = fit_logistic(x[chosen], y[chosen], np.array([c]), classes=classes)
+        accuracies.append((model.predict(x_test)[0] == y_test).mean())
+    return float(np.mean(accuracies)), float(np.std(accuracies))
+
+
+def shift_split(
+    superclass: Int[np.ndarray, "classes"], *, seed: int = 0
+) -> tuple[Bool[np.ndarray, "classes"], Bool[np.ndarray, "classes"]]:
+    """Split the classes of each superclass at random in two halves: source and target, as BREEDS.
+
+    Superclasses of one class are in neither; of an odd number, one class is left out.
+    """
+    generator = np.random.default_rng(seed)
+    source, target = np.zeros((2, len(superclass)), bool)
+    for members in (np.flatnonzero(superclass == s) for s in np.unique(superclass)):
+        members = generator.permutation(members)
+        half = len(members) // 2
+        source[members[:half]], target[members[half : 2 * half]] = True, True
+    return source, target
+
+
+def shift_probe(
+    train: tuple[Float[np.ndarray, "n p"], Int[np.ndarray, "n"]],
+    test: tuple[Float[np.ndarray, "m p"], Int[np.ndarray, "m"]],
+    superclass: Int[np.ndarray, "classes"],
+    *,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Classify superclasses, from images of other classes than those that were learned.
+
+    Args:
+      train: features and classes.
+      test: features and classes.
+      superclass: superclass of each class.
+      seed: seed of the split.
+
+    Returns:
+      Accuracy of the superclass on test images of the source and of the target classes.
+
+    Raises:
+      ValueError: where no two superclasses have two classes each.
+    """
+    source, target = shift_split(superclass, seed=seed)
+    used = np.unique(superclass[source])
+    if len(used) < 2:
+        raise ValueError("a shift needs two superclasses of two classes each at least")
+    compact = np.zeros(superclass.max() + 1, int)
+    compact[used] = np.arange(len(used))
+    target_of = compact[superclass]
+
+    def part(
+        data: tuple[np.ndarray, np.ndarray], kept: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        x, y = data
+        rows = kept[y]
+        return x[rows], target_of[y[rows]]
+
+    accuracies = linear_probe(
+        part(train, source), part(test, source), part(test, target), seed=seed
+    )
+    return dict(zip(("source", "target"), accuracies, strict=True))

@@ -1,0 +1,194 @@
+"""Draw triplets of images and label them with a teacher's similarities.
+
+    python -m alignment.triplets features.npz --clusters clusters.npz --transform transform.npz \
+        --out alignet
+    python -m alignment.triplets features.npz --clusters clusters.npz --untransformed --out alignet
+
+The second command makes the control: the same triplets, labelled by the teacher without what it
+learned from people. See `alignment.triplet_files` for the layout.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax import Array
+from jaxtyping import Float, Int
+
+from alignment.features import Features
+from alignment.files import read_arrays
+from alignment.judgments import Transform, check_names, pair_logits
+from alignment.sampling import Sampler, SamplingConfig, of_clusters
+from alignment.triplet_files import Labels, Split, streamed, triplet_path, write_filenames
+from common import cli
+from common.progress import Progress
+from common.report import provenance
+
+BLOCK = 65_536
+"""Triplets that are drawn and labelled at once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments(SamplingConfig):
+    """Draw triplets of images and label them with a teacher's similarities."""
+
+    features: tyro.conf.Positional[pathlib.Path]
+    """Features of the images by the teacher."""
+    out: pathlib.Path
+    """Folder of the data set."""
+    clusters: pathlib.Path | None = None
+    """Clusters of the images, for cluster_border and within_cluster. The other samplings take the
+    classes that are in the features file."""
+    transform: pathlib.Path | None = None
+    """The teacher's transform."""
+    untransformed: bool = False
+    """Label with the similarities of the features as they are: the control."""
+    train: int = 10_000_000
+    """Triplets to train on."""
+    val: int = 10_000
+    """Triplets to validate on; 0 makes none. They are of the same images."""
+
+    def __post_init__(self) -> None:
+        if (self.transform is None) != self.untransformed:
+            raise ValueError("give either --transform FILE or --untransformed")
+        if of_clusters(self.sampling) and self.clusters is None:
+            raise ValueError(f"{self.sampling} needs --clusters FILE")
+        if self.train < 1 or self.val < 0:
+            raise ValueError(f"cannot make {self.train} train and {self.val} val triplets")
+
+
+def sort_odd_last(
+    triplets: Int[Array, "n 3"], similarities: Float[Array, "n 3"]
+) -> tuple[Int[Array, "n 3"], Float[Array, "n 3"]]:
+    """Order images so that `s01 >= s02 >= s12`: the last is the odd one out, the first nearest it.
+
+    Args:
+      triplets: three images each, in any order.
+      similarities: of their pairs (0, 1), (0, 2), (1, 2).
+    """
+    order = jnp.argsort(-similarities, axis=1, stable=True)
+    # Pair k leaves image 2 - k out: the most similar pair the last image, the least similar the
+    # first.
+    last, first = 2 - order[:, 0], 2 - order[:, 2]
+    places = jnp.stack([first, 3 - first - last, last], 1)
+    return (
+        jnp.take_along_axis(triplets, places, 1),
+        jnp.take_along_axis(similarities, order, 1),
+    )
+
+
+@jax.jit
+def label(
+    features: Float[Array, "images p"], triplets: Int[Array, "n 3"]
+) -> tuple[Int[Array, "n 3"], Float[Array, "n 3"]]:
+    """Return the triplets, ordered so that the last is odd, and the similarities of their pairs."""
+    return sort_odd_last(triplets, pair_logits(features, triplets))
+
+
+def labelled_blocks(
+    features: Float[Array, "images p"], sampler: Sampler, count: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Draw and label `count` triplets, block by block: int32 and float32 (at most BLOCK, 3)."""
+    waiting = None
+    for block in range(-(-count // BLOCK) + 1):
+        # The device labels one block while the host draws the next.
+        drawn = None
+        if block * BLOCK < count:
+            drawn = label(features, sampler.block(block, BLOCK))
+        if waiting is not None:
+            indices, similarities = (np.asarray(a) for a in waiting)
+            left = count - (block - 1) * BLOCK
+            yield indices[:left], similarities[:left]
+        waiting = drawn
+
+
+def read_groups(arguments: Arguments, found: Features) -> tuple[np.ndarray, str]:
+    """Return the group of each image, and the name of the sampling with the number of clusters."""
+    if not of_clusters(arguments.sampling):
+        if found.labels is None:
+            raise ValueError(
+                f"{arguments.features} has no `labels`; {arguments.sampling} needs the classes"
+            )
+        return found.labels, arguments.sampling
+    assert arguments.clusters is not None
+    arrays = read_arrays(arguments.clusters, required=("cluster", "names", "centres"))
+    check_names(arrays["names"], found.names, source=str(arguments.clusters))
+    return arrays["cluster"], f"{arguments.sampling}_{len(arrays['centres'])}"
+
+
+def run(arguments: Arguments) -> Mapping[Split, pathlib.Path]:
+    """Make the files, and return their paths."""
+    found = Features.read(arguments.features)
+    groups, name = read_groups(arguments, found)
+    labels: Labels = "untransformed" if arguments.untransformed else "uncertainty_distillation"
+    features = found.features
+    if arguments.transform is not None:
+        features = apply_transform(Transform.read(arguments.transform), features)
+    names_file = write_filenames(arguments.out, found.names)
+    on_device = jax.device_put(features)
+    written: dict[Split, pathlib.Path] = {}
+    counts: dict[Split, int] = {"train": arguments.train, "val": arguments.val}
+    for number, (split, count) in enumerate(counts.items()):
+        if not count:
+            continue
+        seed = arguments.seed * len(counts) + number
+        sampler = Sampler(groups, arguments.sampling, seed=seed, weighting=arguments.weighting)
+        path = triplet_path(arguments.out, labels, split, name)
+        began = time.monotonic()
+        with (
+            streamed(path, count) as arrays,
+            Progress(count, description=f"{labels}, {split}", unit="triplet") as progress,
+        ):
+            done, nats = 0, 0.0
+            for indices, similarities in labelled_blocks(on_device, sampler, count):
+                rows = slice(done, done + len(indices))
+                arrays["indices"][rows], arrays["similarities"][rows] = indices, similarities
+                done = rows.stop
+                nats += float(_entropies(similarities))
+                progress.update(done, {})
+        seconds = time.monotonic() - began
+        numbers = {
+            "triplets": count,
+            "mean entropy of the labels, nats": nats / count,
+            "groups left out, too small": sampler.skipped_groups,
+            "seconds": round(seconds, 2),
+        }
+        settings = {key: str(value) for key, value in dataclasses.asdict(arguments).items()}
+        content = {"settings": settings, "numbers": numbers, "provenance": provenance()}
+        path.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        print(f"{path}: " + ", ".join(f"{what} {value}" for what, value in numbers.items()))
+        written[split] = path
+    print("written: " + ", ".join(map(str, [names_file, *written.values()])))
+    return written
+
+
+def apply_transform(
+    transform: Transform, features: Float[np.ndarray, "n p"], rows: int = 65_536
+) -> Float[np.ndarray, "n q"]:
+    """Transform features block by block, so that no second copy in between is held; float32."""
+    mapped = np.empty((len(features), transform.weights.shape[1]), np.float32)
+    for start in range(0, len(features), rows):
+        mapped[start : start + rows] = transform(features[start : start + rows])
+    return mapped
+
+
+@jax.jit
+def _entropies(similarities: Float[Array, "n 3"]) -> Array:
+    """Return the summed entropies of the labels."""
+    p = jax.nn.softmax(similarities)
+    return jnp.sum(jax.scipy.special.entr(p))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    cli.command(run, Arguments, argv)
+
+
+if __name__ == "__main__":
+    main()
