@@ -1,7 +1,9 @@
 """Features of a set of images or objects, with the name of each row."""
 
 import dataclasses
+import pathlib
 from collections import Counter
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -70,6 +72,36 @@ class Features:
             return cls(**known)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+    def ordered(self, names: Sequence[str]) -> Self:
+        """Return the rows of `names`, in that order.
+
+        A name is that of a row, or of its file without folder and ending: `things/cat.jpg` is the
+        row of `cat`.
+
+        Raises:
+          ValueError: for a name that no row has, or more than one.
+        """
+        known = {name: [row] for row, name in enumerate(self.names.tolist())}
+        stems: dict[str, list[int]] = {}
+        for name, rows in known.items():
+            stems.setdefault(pathlib.PurePosixPath(name).stem, []).extend(rows)
+        found = [known.get(name, stems.get(name, [])) for name in names]
+        for what, wrong in (
+            ("no row", [n for n, rows in zip(names, found, strict=True) if not rows]),
+            ("several rows", [n for n, rows in zip(names, found, strict=True) if len(rows) > 1]),
+        ):
+            if wrong:
+                raise ValueError(
+                    f"{len(wrong)} of {len(names)} names have {what} of features, the first is "
+                    f"{wrong[0]!r}; the features' first name is {str(self.names[0])!r}"
+                )
+        rows = np.array(found)[:, 0]
+        per_row = ("features", "names", "labels", "coarse")
+        values = {name: getattr(self, name) for name in per_row}
+        return dataclasses.replace(
+            self, **{name: v[rows] for name, v in values.items() if v is not None}
+        )
 
     def write(self, path: PathLike) -> None:
         """Write a features file."""

@@ -195,8 +195,9 @@ def pair_logits(features: Float[Array, "n p"], triplets: Int[Array, "m 3"]) -> F
 
 def unit_rows(features: Float[Array, "n p"]) -> Float[Array, "n p"]:
     """Bring rows to length one, so that dot products are cosines; rows of zeros stay so."""
-    norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
-    return features / jnp.where(norm > 0, norm, 1)
+    squares = jnp.sum(features**2, -1, keepdims=True)
+    # The root of a number that is never zero: the gradient of a row of zeros is finite.
+    return features / jnp.sqrt(jnp.where(squares > 0, squares, 1))
 
 
 def correct(logits: Float[Array, "*batch 3"]) -> Bool[Array, "*batch"]:
