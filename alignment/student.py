@@ -1,0 +1,214 @@
+"""The student: a whole vision transformer, fine-tuned on triplets with a teacher's soft labels.
+
+On top of the backbone's features h (`pre_logits`) lies the triplet head, a dense layer z = h W + b
+(`triplet_logits`), whose dot products make the student's choice probabilities (`losses`). Every
+parameter trains, and is pulled to where it started: `OptimConfig(decay_to_init=True)`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+from jaxtyping import Float, UInt8
+
+from alignment.images.preprocess import Preprocessing, named
+from alignment.judgments import correct
+from alignment.losses import LossConfig, student_logits, triplet_loss
+from alignment.triplet_batches import TripletBatches, TripletImages
+from alignment.vit.config import ViTConfig
+from alignment.vit.model import bind, init
+from alignment.vit.positions import resize_model
+from alignment.vit.pretrained import from_pretrained
+from common import Data, Evaluator, Mean, Task
+from common.mesh import await_simulated, place
+from common.metrics import Metrics, compute, merge
+from common.rng import Rngs
+from common.task import Batch, Params, ShardingRules
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Student(Task):
+    """Fine-tuning of a vision transformer on labelled triplets."""
+
+    model: ViTConfig
+    """Architecture of the backbone."""
+    data_set: TripletImages
+    """The triplets, whose labels they are (the student's or the control's), and their images."""
+    start_from: str | None = None
+    """Folder or name on the hub of the backbone to start from; None draws random weights."""
+    head: int = 1024
+    """Outputs of the triplet head."""
+    head_seed: int = 0
+    """Seed of the triplet head where the backbone is read from `start_from`."""
+    loss_config: LossConfig = LossConfig()
+    """The loss."""
+    eval_samplings: tuple[str, ...] = ("class_border", "within_class", "between_class")
+    """Samplings whose validation triplets are evaluated, always with the human-aligned labels."""
+    eval_every: int = 5000
+    """Cadence in steps of the evaluation."""
+    eval_batches: int = 2
+    """Batches of each sampling that are evaluated, the first ones."""
+    eval_batch: int = 512
+    """Triplets of an evaluation batch."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What is done to the images."""
+        return named(self.data_set.preprocessing, self.model.image_size)
+
+    def init(self, key: Array) -> Params:
+        """Draw the parameters: `backbone`, and `triplet_head` (LeCun-normal kernel, zero bias)."""
+        backbone, head = jax.random.split(key)
+        return {"backbone": init(self.model, backbone), "triplet_head": self._draw_head(head)}
+
+    def _draw_head(self, key: Array) -> Params:
+        kernel = jax.nn.initializers.lecun_normal()(key, (self.model.features, self.head))
+        return {"kernel": kernel, "bias": jnp.zeros((self.head,), jnp.float32)}
+
+    def pretrained(self) -> Params | None:
+        """Read the backbone to start from, with its positions resampled to `model.image_size`.
+
+        Raises:
+          ValueError: if its architecture is not that of `model`, naming the fields.
+        """
+        if self.start_from is None:
+            return None
+        head = jax.device_get(self._draw_head(jax.random.key(self.head_seed)))
+        return {"backbone": read_backbone(self.start_from, self.model), "triplet_head": head}
+
+    def outputs(
+        self, params: Params, images: UInt8[Array, "B H W 3"]
+    ) -> Mapping[str, Float[Array, "B d"]]:
+        """Return `pre_logits` and `triplet_logits` of resized images."""
+        pixels = self.preprocessing.normalise(images)
+        features = bind(self.model, params["backbone"])(pixels)
+        head = params["triplet_head"]
+        return {
+            "pre_logits": features,
+            "triplet_logits": features @ head["kernel"] + head["bias"],
+        }
+
+    def loss(self, params: Params, batch: Batch, rngs: Rngs) -> Metrics:  # noqa: ARG002
+        """Return the loss and the share of triplets whose odd one is found."""
+        return self.metrics(params, batch)
+
+    def metrics(self, params: Params, batch: Batch) -> Metrics:
+        """Return the sums over a batch of groups of triplets; see `TripletBatches`."""
+        groups, images = batch["images"].shape[:2]
+        flat = batch["images"].reshape(groups * images, *batch["images"].shape[2:])
+        z = self.outputs(params, flat)["triplet_logits"].reshape(groups, images, -1)
+        # By groups, so that a device that holds a group needs no other's images.
+        logits = jax.vmap(functools.partial(student_logits, config=self.loss_config))(
+            z, batch["triplets"]
+        )
+        losses = triplet_loss(logits, batch["similarities"], self.loss_config)
+        return {
+            "loss": Mean.of(losses),
+            "accuracy": Mean.of(correct(logits).astype(jnp.float32)),
+        }
+
+    def data(self, *, batch_size: int, seed: int) -> Data:
+        """Make the training data, `batch_size` triplets a step; files are read at the first."""
+        return TripletBatches(
+            self.data_set,
+            self.data_set.train,
+            self.preprocessing,
+            batch_size=batch_size,
+            seed=seed,
+        )
+
+    def evaluators(self) -> Sequence[Evaluator]:
+        """Return the accuracy on synthetic validation triplets."""
+        return [TripletAccuracy(task=self)] if self.eval_samplings else []
+
+    def sharding_rules(self) -> ShardingRules:
+        """Lay the parameters out over `fsdp` and `tensor`."""
+        return [
+            *((f"backbone/{pattern}", axes) for pattern, axes in self.model.sharding_rules()),
+            ("triplet_head/kernel", ("fsdp", "tensor")),
+            ("triplet_head/bias", ()),
+        ]
+
+    def flops(self, batch_size: int) -> float:
+        """Return the operations of a step: of its distinct images."""
+        images = self.data_set.images_per_batch(batch_size)
+        return self.model.flops(images=images) + 6.0 * images * self.model.features * self.head
+
+
+def read_backbone(name: str, model: ViTConfig) -> Params:
+    """Read the weights of a backbone from a folder or the hub, for images of `model.image_size`.
+
+    Positions are resampled linearly. A last projection that `model` does not have is left out.
+
+    Raises:
+      ValueError: if its architecture is not that of `model`, naming the fields.
+    """
+    found = from_pretrained(name)
+    config, params = resize_model(found.config, found.params, model.image_size, method="linear")
+    if model.projection is None:
+        config = dataclasses.replace(config, projection=None)
+        params = {part: leaf for part, leaf in params.items() if part != "projection"}
+    config = dataclasses.replace(config, scan=model.scan, remat=model.remat)
+    wrong = [
+        f"{field.name}: {getattr(config, field.name)} in the checkpoint, "
+        f"{getattr(model, field.name)} in the config"
+        for field in dataclasses.fields(ViTConfig)
+        if getattr(config, field.name) != getattr(model, field.name)
+    ]
+    if wrong:
+        raise ValueError(f"{name} does not fit task.model:\n  " + "\n  ".join(wrong))
+    return params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TripletAccuracy:
+    """Share of validation triplets whose odd one the student finds, by sampling.
+
+    High values are no proof of alignment: the labels are the teacher's, not people's.
+    """
+
+    task: Student
+    """The training task."""
+    name: str = "synthetic"
+    """Prefix of the numbers."""
+
+    @property
+    def every(self) -> int:
+        """Cadence in steps."""
+        return self.task.eval_every
+
+    @functools.cached_property
+    def _data(self) -> Mapping[str, TripletBatches]:
+        task = self.task
+        return {
+            sampling: TripletBatches(
+                task.data_set,
+                task.data_set.validation(sampling),
+                task.preprocessing,
+                batch_size=task.eval_batch,
+                seed=None,
+            )
+            for sampling in task.eval_samplings
+        }
+
+    @functools.cached_property
+    def _step(self) -> Any:
+        return jax.jit(self.task.metrics)
+
+    def __call__(self, params: Params, mesh: Mesh) -> Mapping[str, float]:
+        """Return the accuracy and the loss of each sampling."""
+        found = {}
+        for sampling, data in self._data.items():
+            total = None
+            for i in range(self.task.eval_batches):
+                part = self._step(params, place(data.batch(i), mesh))
+                total = part if total is None else merge(total, part)
+                await_simulated(total, mesh)
+            if total is not None:
+                found |= {f"{sampling}/{k}": v for k, v in compute(total).items()}
+        return found

@@ -1,0 +1,224 @@
+"""The student under the core: batches, loss, optimizer, start, resume, evaluation."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alignment.student import read_backbone
+from alignment.vit.config import preset
+from alignment.vit.model import init
+from alignment.vit.pretrained import save_pretrained
+from common import MeshConfig, Preempted, cli, train
+from common.optim import make_optimizer, make_schedule
+from common.rng import Rngs
+from common.setup import prepare
+from tests.alignment.student_toy import MODEL, POOL, experiment, student, write_data
+from tests.common.test_resume import stop_at
+
+PUBLISHED = pathlib.Path(__file__).parents[2] / "configs" / "alignment" / "siglip_b16.py"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Triplets drawn one by one."""
+    return write_data(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory):
+    """Triplets in groups of 16 that share 6 images."""
+    return write_data(tmp_path_factory.mktemp("pooled"), pool=POOL)
+
+
+@pytest.fixture(scope="module")
+def trained(plain):
+    return train(experiment(student(plain)))
+
+
+def same(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+# --- Optimizer --------------------------------------------------------------------------------
+
+
+def test_published_schedule():
+    config = cli.resolve(PUBLISHED, [])
+    schedule = make_schedule(config.optim, steps=config.steps)
+    found = [float(schedule(step)) for step in (0, 2500, 5000, 52500, 100_000)]
+    np.testing.assert_allclose(found, [0, 1.5e-5, 3e-5, 1.5e-5, 0], rtol=1e-6, atol=1e-12)
+
+
+def test_decay_goes_towards_the_start_after_adam():
+    published = cli.resolve(PUBLISHED, []).optim
+    config = dataclasses.replace(published, learning_rate=0.1, schedule="constant", warmup_steps=0)
+    params = {"w": jnp.ones(3)}
+    optimizer = make_optimizer(config, params, steps=3)
+    state = optimizer.init(params)
+    for expected in (0.9, 0.81, 0.729):
+        updates, state = optimizer.update({"w": jnp.full(3, 0.5)}, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        np.testing.assert_allclose(params["w"], expected, atol=3e-6)
+
+
+# --- Batches ----------------------------------------------------------------------------------
+
+
+def test_distinct_images_are_listed_once_and_give_the_same_loss_and_gradient(pooled):
+    alone = dataclasses.replace(pooled, group_triplets=1, group_images=3)
+    shared, single = student(pooled), student(alone)
+    batches = [task.data_set and task.data(batch_size=32, seed=0) for task in (shared, single)]
+    shared_batch = batches[0].batch(3)
+    assert shared_batch["images"].shape[:2] == (2, 6)
+    assert shared_batch["triplets"].max() < 6
+    for group, triplets in zip(shared_batch["images"], shared_batch["triplets"], strict=True):
+        assert len(np.unique(group.reshape(6, -1), axis=0)) == len(np.unique(triplets))
+    # The same triplets one by one, with all three images each.
+    images = np.stack(
+        [g[t] for g, t in zip(shared_batch["images"], shared_batch["triplets"], strict=True)]
+    ).reshape(32, 3, 16, 16, 3)
+    single_batch = {
+        "images": images,
+        "triplets": np.tile(np.arange(3, dtype=np.int32), (32, 1, 1)),
+        "similarities": shared_batch["similarities"].reshape(32, 1, 3),
+    }
+    spec = {k: (v.shape, v.dtype) for k, v in single_batch.items()}
+    assert spec == {k: (v.shape, v.dtype) for k, v in batches[1].spec().items()}
+    params = shared.init(jax.random.key(0))
+    rngs = Rngs(jax.random.key(0), jnp.zeros((), jnp.int32))
+
+    def loss(params, task, batch):
+        found = task.loss(params, batch, rngs)
+        assert float(found["loss"].weight) == 32
+        return found["loss"].total
+
+    a, grad_a = jax.value_and_grad(loss)(params, shared, shared_batch)
+    b, grad_b = jax.value_and_grad(loss)(params, single, single_batch)
+    assert float(a) == pytest.approx(float(b), rel=1e-6)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), grad_a, grad_b
+    )
+
+
+def test_batches_are_a_function_of_seed_and_step(plain):
+    first, again = (student(plain).data(batch_size=32, seed=5) for _ in range(2))
+    same(first.batch(7), again.batch(7))
+    other = student(plain).data(batch_size=32, seed=6).batch(7)
+    assert (other["triplets"].shape, (other["images"] != first.batch(7)["images"]).any()) == (
+        (32, 1, 3),
+        True,
+    )
+    # Each epoch shows every triplet once.
+    epoch = np.concatenate([first.batch(step)["similarities"] for step in range(8)]).reshape(-1, 3)
+    assert len(np.unique(epoch, axis=0)) == 256
+
+
+@pytest.mark.parametrize("fixture", ["plain", "pooled"])
+def test_spec_is_the_batch(fixture, request):
+    data = student(request.getfixturevalue(fixture)).data(batch_size=32, seed=0)
+    batch, spec = data.batch(0), data.spec()
+    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+        k: (v.shape, v.dtype) for k, v in spec.items()
+    }
+
+
+def test_groups_that_do_not_fit_are_refused(pooled, plain):
+    with pytest.raises(ValueError, match=r"no multiple of data_set\.group_triplets = 16"):
+        student(pooled).data(batch_size=24, seed=0)
+    tight = dataclasses.replace(pooled, group_images=5)
+    with pytest.raises(ValueError, match=r"show 6 images, but data_set\.group_images is 5"):
+        student(tight).data(batch_size=256, seed=0).batch(0)
+    with pytest.raises(ValueError, match="a batch takes 512"):
+        student(plain).data(batch_size=512, seed=0).batch(0)
+    missing = dataclasses.replace(plain, sampling="cluster_border_7")
+    with pytest.raises(FileNotFoundError, match=r"train_cluster_border_7\.npz"):
+        student(missing).data(batch_size=32, seed=0).batch(0)
+
+
+# --- Training ---------------------------------------------------------------------------------
+
+
+def test_training_learns_what_the_labels_say(plain, trained):
+    metrics = train(experiment(student(plain), steps=40)).metrics
+    assert metrics["synthetic/class_border/accuracy"] > 0.7
+    assert (
+        metrics["synthetic/class_border/loss"]
+        < 0.9 * trained.metrics["synthetic/class_border/loss"]
+    )
+
+
+def test_the_control_reads_other_labels_and_is_judged_by_the_same(plain, trained):
+    control = dataclasses.replace(plain, labels="untransformed")
+    found = train(experiment(student(control)))
+    a, b = (student(d).data(batch_size=32, seed=0).batch(0) for d in (plain, control))
+    assert (a["similarities"] != b["similarities"]).all()
+    assert control.validation("class_border") == plain.validation("class_border")
+    assert found.metrics["train/loss"] != trained.metrics["train/loss"]
+
+
+def test_resume_is_bitwise(plain, trained, tmp_path, monkeypatch):
+    task = student(plain)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5, type(task))
+        with pytest.raises(Preempted):
+            train(experiment(task, workdir=str(tmp_path)))
+    resumed = train(experiment(task, workdir=str(tmp_path)))
+    same(resumed.state, trained.state)
+
+
+def test_one_compilation_and_any_mesh(pooled):
+    config = experiment(student(pooled, eval_samplings=()), batch_size=128, steps=2)
+    one = train(config)
+    many = train(dataclasses.replace(config, mesh=MeshConfig(data=2, fsdp=2, tensor=2)))
+    assert many.metrics["train/loss"] == pytest.approx(one.metrics["train/loss"], rel=1e-5)
+    setup = prepare(dataclasses.replace(config, mesh=MeshConfig(data=8)))
+    state = setup.init_state()
+    for step in range(3):
+        batch = jax.tree.map(lambda x: x[None], dict(setup.data.batch(step)))
+        state, _ = setup.train_step(state, batch)
+    assert setup.train_step._cache_size() == 1
+
+
+# --- Start ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A pretrained backbone for images of 32 pixels."""
+    task = student(None)
+    model = dataclasses.replace(MODEL, image_size=32)
+    params = init(model, jax.random.key(9))
+    preprocessing = dataclasses.replace(task, model=model, data_set=_Alignet()).preprocessing
+    save_pretrained(tmp_path / "start", model, params, preprocessing=preprocessing)
+    return tmp_path / "start", params
+
+
+@dataclasses.dataclass(frozen=True)
+class _Alignet:
+    preprocessing: str = "alignet"
+
+
+def test_the_start_is_read_resampled_and_decayed_to(plain, folder):
+    path, params = folder
+    task = student(plain, start_from=str(path))
+    state = prepare(experiment(task)).init_state()
+    same(state.params["backbone"]["blocks"], params["blocks"])
+    assert state.params["backbone"]["positions"].shape == (1 + 4, 32)
+    assert np.std(state.params["triplet_head"]["kernel"]) == pytest.approx(32**-0.5, rel=0.1)
+    anchors = [
+        leaf.initial
+        for leaf in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "initial"))
+        if hasattr(leaf, "initial")
+    ]
+    same(anchors[0], state.params)
+
+
+def test_another_architecture_is_refused(folder):
+    with pytest.raises(ValueError, match=r"(?s)does not fit task.model.*heads: 2 .* 4 "):
+        read_backbone(str(folder[0]), dataclasses.replace(MODEL, heads=4))
+    with pytest.raises(ValueError, match="pool"):
+        read_backbone(str(folder[0]), preset("siglip-tiny"))
