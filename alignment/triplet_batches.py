@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from alignment.images.preprocess import Preprocessing
 from alignment.images.loading import load_batches
+from alignment.images.preprocess import Preprocessing
 from alignment.images.sources import ImageSource, open_images
 from alignment.triplet_files import LabelledTriplets, Labels, triplet_path
 from common import Data

@@ -53,6 +53,11 @@ class World:
         """Number of subordinate classes."""
         return len(self.basic_names) * self.subordinates
 
+    @property
+    def label_names(self) -> list[str]:
+        """Name of each subordinate class."""
+        return [f"{name}-{i}" for _, name in self.basic_names for i in range(self.subordinates)]
+
     def level_of(self, labels: Int[np.ndarray, "n"], level: Level) -> Int[np.ndarray, "n"]:
         """Return the class at a level of images with these subordinate labels."""
         check_choice("level", level, LEVELS)
@@ -89,14 +94,11 @@ class World:
                     rng=rng,
                 )
             )
-        label_names = [
-            f"{name} {i}" for _, name in self.basic_names for i in range(self.subordinates)
-        ]
         return {
             "images": np.stack(images),
             "names": np.array([f"{split}/{row:06d}" for row in range(len(labels))]),
             "labels": labels.astype(np.int32),
-            "label_names": np.array(label_names),
+            "label_names": np.array(self.label_names),
             "coarse": self.level_of(labels, "superordinate").astype(np.int32),
             "coarse_names": np.array(list(THINGS)[: self.superordinates]),
         }
