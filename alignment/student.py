@@ -12,23 +12,37 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 
+from alignment.evaluation.during_training import FeatureScores
+from alignment.evaluation.odd_one_out import odd_one_out
 from alignment.images.preprocess import Preprocessing, named
-from alignment.judgments import correct
+from alignment.images.sources import open_images
+from alignment.judgments import correct, read_triplets
 from alignment.losses import LossConfig, student_logits, triplet_loss
 from alignment.triplet_batches import TripletBatches, TripletImages
 from alignment.vit.config import ViTConfig
 from alignment.vit.model import bind, init
 from alignment.vit.positions import resize_model
 from alignment.vit.pretrained import from_pretrained
-from common import Data, Evaluator, Mean, Task
+from common import Data, Evaluator, Mean, OnePass, Task
 from common.mesh import await_simulated, place
 from common.metrics import Metrics, compute, merge
 from common.rng import Rngs
 from common.task import Batch, Params, ShardingRules
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgedImages:
+    """Images that people have judged, to be scored on while the student trains."""
+
+    images: str
+    """The images: a folder, `.npz` file or data set."""
+    triplets: str
+    """Odd-one-out choices between them, see `alignment.judgments.read_triplets`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +69,8 @@ class Student(Task):
     """Batches of each sampling that are evaluated, the first ones."""
     eval_batch: int = 512
     """Triplets of an evaluation batch."""
+    judged: JudgedImages | None = None
+    """Score the backbone's features on people's choices, too."""
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -123,8 +139,13 @@ class Student(Task):
         )
 
     def evaluators(self) -> Sequence[Evaluator]:
-        """Return the accuracy on synthetic validation triplets."""
-        return [TripletAccuracy(task=self)] if self.eval_samplings else []
+        """Return the accuracy on synthetic validation triplets, and on people's choices."""
+        found: list[Evaluator] = []
+        if self.eval_samplings:
+            found.append(TripletAccuracy(task=self))
+        if self.judged is not None:
+            found.append(HumanAccuracy(task=self, judged=self.judged))
+        return found
 
     def sharding_rules(self) -> ShardingRules:
         """Lay the parameters out over `fsdp` and `tensor`."""
@@ -212,3 +233,37 @@ class TripletAccuracy:
             if total is not None:
                 found |= {f"{sampling}/{k}": v for k, v in compute(total).items()}
         return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HumanAccuracy:
+    """Odd-one-out accuracy of the backbone's features on people's choices."""
+
+    task: Student
+    """The training task."""
+    judged: JudgedImages
+    """Images and choices; read at the first evaluation."""
+    name: str = "human"
+    """Prefix of the numbers."""
+
+    @property
+    def every(self) -> int:
+        """Cadence in steps."""
+        return self.task.eval_every
+
+    @functools.cached_property
+    def _scores(self) -> FeatureScores:
+        source, preprocessing = open_images(self.judged.images), self.task.preprocessing
+        triplets = read_triplets(self.judged.triplets, len(source))
+        images = np.stack([preprocessing.resize(source.image(row)) for row in range(len(source))])
+        return FeatureScores(
+            name=self.name,
+            every=self.every,
+            images=OnePass({"images": images}, batch_size=64),
+            embed=lambda params, batch: self.task.outputs(params, batch["images"])["pre_logits"],
+            scores=lambda features: odd_one_out(features, triplets),
+        )
+
+    def __call__(self, params: Params, mesh: Mesh) -> Mapping[str, float]:
+        """Return the accuracies."""
+        return self._scores(params, mesh)

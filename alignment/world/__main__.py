@@ -2,10 +2,10 @@
 
     python -m alignment.world --out world
 
-writes `train.npz` and `test.npz` (images with classes), `objects.npz` (the images that observers
-judge, as THINGS has one for each concept), `triplets.npz` (their odd-one-out choices),
-`levels.csv` (answers on `test` at three levels of abstraction, see `alignment.evaluation.levels`)
-and `hierarchy.txt` (`parent child` lines).
+writes `train.npz` and `test.npz` (images with classes), `objects.npz` and `objects.txt` (the images
+that observers judge, as THINGS has one for each concept, and their names), `triplets.npz` (their
+odd-one-out choices), `levels.csv` (answers on `test` at three levels of abstraction, see
+`alignment.evaluation.levels`) and `hierarchy.txt` (`parent child` lines).
 """
 
 import csv
@@ -63,6 +63,7 @@ def run(arguments: Arguments) -> pathlib.Path:
     }
     for split, arrays in sets.items():
         write_arrays(out / f"{split}.npz", arrays)
+    (out / "objects.txt").write_text("\n".join(sets["objects"]["names"]) + "\n", "utf-8")
     judged = arguments.observers.judge(world, sets["objects"]["labels"], arguments.judgments)
     write_arrays(out / "triplets.npz", {"triplets": judged})
     levels = answer_levels(arguments, sets["test"]["labels"])
