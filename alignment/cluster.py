@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import tyro
+from jaxtyping import Float
 
-from alignment.features import Features
 from alignment.files import write_arrays
-from alignment.judgments import Transform
 from alignment.kmeans import KMeans, KMeansConfig, kmeans
+from alignment.transformed import read_transformed
 from common import cli
 from common.mesh import MeshConfig, make_mesh
 from common.report import provenance
@@ -39,10 +39,8 @@ class Arguments(KMeansConfig):
 
 def run(arguments: Arguments) -> KMeans:
     """Cluster, write the file, and return the clusters."""
-    found = Features.read(arguments.features)
+    found = read_transformed(arguments.features, arguments.transform)
     features = found.features
-    if arguments.transform is not None:
-        features = Transform.read(arguments.transform)(features).astype(np.float32)
     clusters = kmeans(features, arguments, make_mesh(arguments.mesh), progress=True)
     write_arrays(
         arguments.out,
@@ -57,7 +55,7 @@ def run(arguments: Arguments) -> KMeans:
     numbers = {
         "inertia": clusters.inertia,
         "inertia of each start": clusters.inertias,
-        "inertia of one cluster": float(((features - features.mean(0)) ** 2).sum()),
+        "inertia of one cluster": total_scatter(features),
         "iterations": clusters.iterations,
         "smallest cluster": int(sizes.min()),
         "median cluster": float(np.median(sizes)),
@@ -70,6 +68,12 @@ def run(arguments: Arguments) -> KMeans:
     print("\n".join(f"{name}: {value}" for name, value in numbers.items()))
     print(f"written: {arguments.out}, {report}")
     return clusters
+
+
+def total_scatter(features: Float[np.ndarray, "n p"]) -> float:
+    """Return the sum of squared distances to the mean: the inertia of one cluster."""
+    square = np.einsum("np,np->", features, features, dtype=np.float64)
+    return float(square - len(features) * np.sum(features.mean(0, dtype=np.float64) ** 2))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -169,7 +169,7 @@ def _plus_plus(x: Float[Array, "m p"], k: int, key: Array) -> Float[Array, "k p"
     return x[chosen]
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """What is known of each row."""
 
     cluster: Int[Array, "n"]
@@ -180,7 +180,7 @@ class _Rows(NamedTuple):
     """A lower bound of the distance to every other centre."""
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """What the centres are made of."""
 
     total: Float[Array, "k p"]
@@ -203,9 +203,9 @@ def _lloyd(
     n, k = len(x), config.clusters
     by_row, whole = NamedSharding(mesh, ROWS), NamedSharding(mesh, WHOLE)
     rows = jax.device_put(
-        _Rows(np.full(n, -1, np.int32), np.zeros(n, np.float32), np.zeros(n, np.float32)), by_row
+        Rows(np.full(n, -1, np.int32), np.zeros(n, np.float32), np.zeros(n, np.float32)), by_row
     )
-    sums = _Sums(np.zeros(centres.shape, np.float32), np.zeros(k, np.float32))
+    sums = Sums(np.zeros(centres.shape, np.float32), np.zeros(k, np.float32))
     centres, sums = jax.device_put((centres, sums), whole)
     inertia, moved = math.inf, jax.device_put(np.full(k, np.inf, np.float32), whole)
     for iteration in range(1, config.max_iterations + 1):
@@ -231,14 +231,14 @@ def _lloyd(
 
 
 @jax.jit
-def _move(centres: Array, sums: _Sums) -> tuple[Array, Array]:
+def _move(centres: Array, sums: Sums) -> tuple[Array, Array]:
     """Return the means of the clusters, and how far each centre moved; an empty one stays."""
     means = sums.total / jnp.maximum(sums.count, 1)[:, None]
     means = jnp.where(sums.count[:, None] < 0.5, centres, means)
     return means, jnp.linalg.norm(means - centres, axis=1)
 
 
-Step = Callable[[Array, Array, Array, _Rows, _Sums, Array], tuple[_Rows, _Sums, Array]]
+Step = Callable[[Array, Array, Array, Rows, Sums, Array], tuple[Rows, Sums, Array]]
 
 
 @functools.cache
@@ -264,12 +264,12 @@ def _assign(
     x: Float[Array, "n p"],
     real: Bool[Array, "n"],
     centres: Float[Array, "k p"],
-    rows: _Rows,
-    sums: _Sums,
+    rows: Rows,
+    sums: Sums,
     moved: Float[Array, "k"],
     *,
     chunk: int,
-) -> tuple[_Rows, _Sums, Float[Array, "parts"]]:
+) -> tuple[Rows, Sums, Float[Array, "parts"]]:
     n, k = len(x), len(centres)
     chunk = min(chunk, n)
     rows = rows._replace(
@@ -281,7 +281,7 @@ def _assign(
     order = jnp.flatnonzero(active, size=-(-n // chunk) * chunk, fill_value=n)
     half_square = 0.5 * jnp.sum(jnp.square(centres), 1)
 
-    def body(i: Array, carry: tuple[_Rows, _Sums]) -> tuple[_Rows, _Sums]:
+    def body(i: Array, carry: tuple[Rows, Sums]) -> tuple[Rows, Sums]:
         rows, sums = carry
         index = lax.dynamic_slice(order, (i * chunk,), (chunk,))
         part = x.at[index].get(mode="fill", fill_value=0)
@@ -295,7 +295,7 @@ def _assign(
         )
         old = rows.cluster.at[index].get(mode="fill", fill_value=-1)
         change = (index < n) & (nearest != old)
-        new = _Rows(nearest, distance, second)
+        new = Rows(nearest, distance, second)
         rows = jax.tree.map(lambda a, b: a.at[index].set(b, mode="drop"), rows, new)
         return rows, _exchange(
             sums, part, jnp.where(change, old, -1), jnp.where(change, nearest, -1)
@@ -330,11 +330,11 @@ def _most_moved_other(moved: Float[Array, "k"], cluster: Int[Array, "n"]) -> Flo
     return jnp.where(cluster == first, second, moved[first])
 
 
-def _exchange(sums: _Sums, part: Array, leave: Array, enter: Array) -> _Sums:
+def _exchange(sums: Sums, part: Array, leave: Array, enter: Array) -> Sums:
     """Move rows from one cluster to another; -1 is none."""
     k = len(sums.count)
     signed = jax.nn.one_hot(enter, k, axis=0) - jax.nn.one_hot(leave, k, axis=0)
-    return _Sums(
+    return Sums(
         sums.total + jnp.dot(signed, part, precision=lax.Precision.HIGHEST),
         sums.count + jnp.sum(signed, 1),
     )

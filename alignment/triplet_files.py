@@ -100,7 +100,8 @@ def _rows(path: pathlib.Path, arrays: dict[str, np.ndarray], names: np.ndarray) 
     """Return int32 (n, 3): the triplets as rows of `names`."""
     if "filenames" in arrays:
         used, inverse = np.unique(arrays["filenames"], return_inverse=True)
-        return _find(used, names)[inverse.reshape(arrays["filenames"].shape)]
+        rows = _find(used.astype(str), names)  # files hold str or bytes
+        return rows[inverse.reshape(arrays["filenames"].shape)]
     if "indices" not in arrays:
         raise ValueError("neither `filenames` nor `indices` say which images the triplets are of")
     for folder in (path.parent, path.parent.parent):

@@ -23,8 +23,9 @@ from jaxtyping import Float, Int
 
 from alignment.features import Features
 from alignment.files import read_arrays
-from alignment.judgments import Transform, check_names, pair_logits
+from alignment.judgments import check_names, pair_logits
 from alignment.sampling import Sampler, SamplingConfig, of_clusters
+from alignment.transformed import read_transformed
 from alignment.triplet_files import Labels, Split, streamed, triplet_path, write_filenames
 from common import cli
 from common.progress import Progress
@@ -124,14 +125,11 @@ def read_groups(arguments: Arguments, found: Features) -> tuple[np.ndarray, str]
 
 def run(arguments: Arguments) -> Mapping[Split, pathlib.Path]:
     """Make the files, and return their paths."""
-    found = Features.read(arguments.features)
+    found = read_transformed(arguments.features, arguments.transform)
     groups, name = read_groups(arguments, found)
     labels: Labels = "untransformed" if arguments.untransformed else "uncertainty_distillation"
-    features = found.features
-    if arguments.transform is not None:
-        features = apply_transform(Transform.read(arguments.transform), features)
     names_file = write_filenames(arguments.out, found.names)
-    on_device = jax.device_put(features)
+    on_device = jax.device_put(found.features)
     written: dict[Split, pathlib.Path] = {}
     counts: dict[Split, int] = {"train": arguments.train, "val": arguments.val}
     for number, (split, count) in enumerate(counts.items()):
@@ -140,25 +138,7 @@ def run(arguments: Arguments) -> Mapping[Split, pathlib.Path]:
         seed = arguments.seed * len(counts) + number
         sampler = Sampler(groups, arguments.sampling, seed=seed, weighting=arguments.weighting)
         path = triplet_path(arguments.out, labels, split, name)
-        began = time.monotonic()
-        with (
-            streamed(path, count) as arrays,
-            Progress(count, description=f"{labels}, {split}", unit="triplet") as progress,
-        ):
-            done, nats = 0, 0.0
-            for indices, similarities in labelled_blocks(on_device, sampler, count):
-                rows = slice(done, done + len(indices))
-                arrays["indices"][rows], arrays["similarities"][rows] = indices, similarities
-                done = rows.stop
-                nats += float(_entropies(similarities))
-                progress.update(done, {})
-        seconds = time.monotonic() - began
-        numbers = {
-            "triplets": count,
-            "mean entropy of the labels, nats": nats / count,
-            "groups left out, too small": sampler.skipped_groups,
-            "seconds": round(seconds, 2),
-        }
+        numbers = write_split(path, on_device, sampler, count)
         settings = {key: str(value) for key, value in dataclasses.asdict(arguments).items()}
         content = {"settings": settings, "numbers": numbers, "provenance": provenance()}
         path.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
@@ -168,21 +148,33 @@ def run(arguments: Arguments) -> Mapping[Split, pathlib.Path]:
     return written
 
 
-def apply_transform(
-    transform: Transform, features: Float[np.ndarray, "n p"], rows: int = 65_536
-) -> Float[np.ndarray, "n q"]:
-    """Transform features block by block, so that no second copy in between is held; float32."""
-    mapped = np.empty((len(features), transform.weights.shape[1]), np.float32)
-    for start in range(0, len(features), rows):
-        mapped[start : start + rows] = transform(features[start : start + rows])
-    return mapped
+def write_split(
+    path: pathlib.Path, features: Float[Array, "images p"], sampler: Sampler, count: int
+) -> dict[str, float]:
+    """Draw, label and write `count` triplets, block by block; return numbers about them."""
+    began, nats = time.monotonic(), 0.0
+    with (
+        streamed(path, count) as arrays,
+        Progress(count, description=path.stem, unit="triplet") as progress,
+    ):
+        done = 0
+        for indices, similarities in labelled_blocks(features, sampler, count):
+            rows = slice(done, done + len(indices))
+            arrays["indices"][rows], arrays["similarities"][rows] = indices, similarities
+            done, nats = rows.stop, nats + entropies(similarities)
+            progress.update(done, {})
+    return {
+        "triplets": count,
+        "mean entropy of the labels, nats": nats / count,
+        "groups left out, too small": sampler.skipped_groups,
+        "seconds": round(time.monotonic() - began, 2),
+    }
 
 
-@jax.jit
-def _entropies(similarities: Float[Array, "n 3"]) -> Array:
-    """Return the summed entropies of the labels."""
-    p = jax.nn.softmax(similarities)
-    return jnp.sum(jax.scipy.special.entr(p))
+def entropies(similarities: Float[np.ndarray, "n 3"]) -> float:
+    """Return the summed entropies of labels, nats."""
+    log_p = similarities - np.logaddexp.reduce(similarities, 1, keepdims=True)
+    return float(-(np.exp(log_p) * log_p).sum(dtype=np.float64))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

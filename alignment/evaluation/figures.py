@@ -1,0 +1,227 @@
+"""Figures of an evaluation."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.stats import gaussian_kde, rankdata, spearmanr
+
+from alignment.evaluation.hierarchy import RELATIONS
+from alignment.evaluation.rsa import upper_triangle
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Told apart by everybody (Okabe and Ito)."""
+
+Pictures = Callable[[Int[np.ndarray, "m"]], Sequence[np.ndarray]]
+"""Gives the pictures of some rows: uint8 (height, width, 3) each."""
+RDMs = Mapping[str, Float[np.ndarray, "n n"]]
+
+
+def rsa_scatter(human: Float[np.ndarray, "n n"], models: RDMs) -> Figure:
+    """Draw the models' dissimilarities over the mean human ones, a panel for each model."""
+    figure = Figure(figsize=(3.2 * len(models) + 0.3, 3.3), layout="constrained")
+    panels = figure.subplots(1, len(models), squeeze=False)[0]
+    x = upper_triangle(human)
+    for axes, (name, matrix) in zip(panels, models.items(), strict=True):
+        y = upper_triangle(matrix)
+        axes.scatter(x, y, s=4, alpha=0.25, linewidths=0, color=COLOURS[0], rasterized=True)
+        axes.set_title(f"{name}: Spearman {spearmanr(x, y).statistic:.3f}", fontsize=10)
+        axes.set_xlabel("mean human dissimilarity")
+    panels[0].set_ylabel("model dissimilarity, 1 - cosine")
+    return figure
+
+
+def rdm_panels(matrices: RDMs, categories: Sequence[str] | None = None) -> Figure:
+    """Draw dissimilarity matrices side by side, as ranks, ordered by category."""
+    n = len(next(iter(matrices.values())))
+    groups = np.asarray(["" for _ in range(n)] if categories is None else categories)
+    order = np.argsort(groups, kind="stable")
+    names, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
+    figure = Figure(figsize=(3.4 * len(matrices) + 1.4, 3.7), layout="constrained")
+    panels = figure.subplots(1, len(matrices), squeeze=False)[0]
+    for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
+        ranks = np.zeros_like(matrix, float)
+        above = np.triu_indices(n, 1)
+        ranks[above] = rankdata(matrix[above]) / len(above[0])
+        ranks += ranks.T
+        image = axes.imshow(ranks[np.ix_(order, order)], cmap="viridis", vmin=0, vmax=1)
+        for start in starts[1:]:
+            axes.axhline(start - 0.5, color="white", linewidth=0.7)
+            axes.axvline(start - 0.5, color="white", linewidth=0.7)
+        axes.set_title(name, fontsize=10)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    if len(names) > 1:
+        panels[0].set_yticks(starts + (sizes - 1) / 2, names.tolist(), fontsize=8)
+    figure.colorbar(image, ax=panels.tolist(), label="dissimilarity, rank", shrink=0.8)
+    return figure
+
+
+def accuracy_by_level(
+    accuracies: Mapping[str, Mapping[str, float]], ceilings: Mapping[str, float], ceiling: str
+) -> Figure:
+    """Draw odd-one-out accuracies of models, by level, with ceiling and chance.
+
+    Args:
+      accuracies: by model, then by level.
+      ceilings: by level.
+      ceiling: which ceiling it is.
+    """
+    levels = list(ceilings)
+    figure = Figure(figsize=(1.8 * len(levels) + 2.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(accuracies)
+    x = np.arange(len(levels))
+    for k, (name, by_level) in enumerate(accuracies.items()):
+        at = x + (k - (len(accuracies) - 1) / 2) * width
+        heights = [by_level[level] for level in levels]
+        bars = axes.bar(at, heights, width * 0.94, color=COLOURS[k % len(COLOURS)], label=name)
+        axes.bar_label(bars, fmt="%.2f", fontsize=7)
+    for i, level in enumerate(levels):
+        label = f"ceiling: {ceiling}" if i == 0 else None
+        axes.hlines(ceilings[level], i - 0.45, i + 0.45, color="black", label=label)
+    axes.axhline(1 / 3, color="grey", linestyle=":", label="chance")
+    axes.set_xticks(x, levels)
+    axes.set_ylabel("odd-one-out accuracy (cosine)")
+    axes.set_ylim(0, 1)
+    figure.legend(fontsize=8, frameon=False, loc="outside right upper")
+    return figure
+
+
+def hierarchy_densities(changes: Mapping[str, Mapping[str, Float[np.ndarray, "pairs"]]]) -> Figure:
+    """Draw how the relative distances of pairs changed, a panel for each model.
+
+    Args:
+      changes: by model, then by relation.
+    """
+    figure = Figure(figsize=(4.2 * len(changes) + 0.4, 3.3), layout="constrained")
+    panels = figure.subplots(1, len(changes), sharex=True, squeeze=False)[0]
+    pooled = np.concatenate([v for by_relation in changes.values() for v in by_relation.values()])
+    x = np.linspace(*np.quantile(pooled, [0.001, 0.999]), 300)
+    for axes, (name, by_relation) in zip(panels, changes.items(), strict=True):
+        for relation, values in by_relation.items():
+            colour = COLOURS[RELATIONS.index(relation)]
+            label = f"{relation} ({values.mean():+.3f})"
+            if len(values) > 1 and np.ptp(values) > 0:
+                shown = values[:: max(1, len(values) // 5000)]
+                axes.plot(x, gaussian_kde(shown)(x), color=colour, label=label)
+            axes.axvline(values.mean(), color=colour, linewidth=0.8, linestyle="--")
+        axes.axvline(0, color="grey", linewidth=0.8)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("change of relative distance (negative: closer)")
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=7, frameon=False, title="pairs (mean change)", title_fontsize=7)
+    panels[0].set_ylabel("density")
+    return figure
+
+
+def neighbours(
+    models: Mapping[str, Float[np.ndarray, "n _"]],
+    queries: Int[np.ndarray, "q"],
+    names: Sequence[str],
+    pictures: Pictures | None = None,
+    *,
+    count: int = 5,
+) -> Figure:
+    """Draw the nearest images of some images by cosine, model beside model."""
+    columns = 1 + len(models) * count
+    size = 1.05 if pictures is not None else 1.15
+    height = size if pictures is not None else 0.42
+    figure = Figure(figsize=(size * columns + 0.4, height * len(queries) + 0.7))
+    ratios = [1.0, *([0.25] + [1.0] * count) * len(models)]
+    panels = figure.subplots(
+        len(queries),
+        len(ratios),
+        squeeze=False,
+        gridspec_kw={"width_ratios": ratios, "wspace": 0.06, "hspace": 0.3},
+    )
+    for axes in panels.flat:
+        axes.axis("off")
+    for line, query in zip(panels, queries, strict=True):
+        shown = [(line[0], query)]
+        for k, features in enumerate(models.values()):
+            unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+            similarity = unit @ unit[query]
+            similarity[query] = -np.inf
+            nearest = np.argsort(-similarity, kind="stable")[:count]
+            first = 2 + k * (count + 1)
+            shown += list(zip(line[first : first + count], nearest, strict=True))
+        _show(shown, names, pictures)
+    panels[0, 0].set_title("image", fontsize=9)
+    for k, name in enumerate(models):
+        middle = 2 + k * (count + 1) + count // 2
+        panels[0, middle].set_title(f"nearest, {name}", fontsize=9)
+    figure.subplots_adjust(
+        left=0.01, right=0.99, bottom=0.02, top=1 - 0.35 / figure.get_figheight()
+    )
+    return figure
+
+
+def triplet_grid(
+    triplets: Int[np.ndarray, "t 3"],
+    choices: Mapping[str, Int[np.ndarray, "t"]],
+    names: Sequence[str],
+    pictures: Pictures | None = None,
+    *,
+    columns: int = 2,
+) -> Figure:
+    """Draw triplets, and under each image who chose it as the odd one.
+
+    Args:
+      triplets: rows of the images.
+      choices: by who chose, the column of the odd one in each triplet; -1 is none.
+      names: of the images.
+      pictures: of the images; without them the names are written.
+      columns: triplets in a line.
+    """
+    lines = -(-len(triplets) // columns)
+    height = 1.75 if pictures is not None else 0.85
+    figure = Figure(figsize=(columns * 4.2, height * lines + 0.5))
+    ratios = ([1.0] * 3 + [0.2]) * columns
+    panels = figure.subplots(
+        lines,
+        len(ratios),
+        squeeze=False,
+        gridspec_kw={"width_ratios": ratios, "wspace": 0.08, "hspace": 0.45},
+    )
+    for axes in panels.flat:
+        axes.axis("off")
+    for t, triplet in enumerate(triplets):
+        line, column = divmod(t, columns)
+        cells = panels[line, 4 * column : 4 * column + 3]
+        _show(list(zip(cells, triplet, strict=True)), names, pictures)
+        for image, axes in enumerate(cells):
+            who = [(k, name) for k, (name, odd) in enumerate(choices.items()) if odd[t] == image]
+            for place, (k, name) in enumerate(who):
+                offset = (place - (len(who) - 1) / 2) * 0.36
+                axes.text(
+                    0.5 + offset,
+                    -0.04,
+                    name,
+                    transform=axes.transAxes,
+                    ha="center",
+                    va="top",
+                    fontsize=7,
+                    color="white",
+                    bbox={"facecolor": COLOURS[k], "edgecolor": "none", "pad": 1.5},
+                )
+    figure.suptitle("chosen as the odd one out by " + ", ".join(choices), fontsize=10, y=0.995)
+    top = 1 - 0.4 / figure.get_figheight()
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.3 / figure.get_figheight(), top=top)
+    return figure
+
+
+def _show(
+    cells: Sequence[tuple[Axes, int]], names: Sequence[str], pictures: Pictures | None
+) -> None:
+    """Put pictures, or names, into panels."""
+    if pictures is None:
+        for axes, row in cells:
+            name = str(names[row]).replace("_", " ")
+            axes.text(0.5, 0.5, name, ha="center", va="center", fontsize=8, wrap=True)
+        return
+    rows = np.array([row for _, row in cells])
+    for (axes, _), picture in zip(cells, pictures(rows), strict=True):
+        axes.imshow(picture)
