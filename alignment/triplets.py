@@ -25,6 +25,7 @@ from alignment.features import Features
 from alignment.files import read_arrays
 from alignment.judgments import check_names, pair_logits
 from alignment.sampling import Sampler, SamplingConfig, of_clusters
+from alignment.shared_images import Pool, PooledSampler
 from alignment.transformed import read_transformed
 from alignment.triplet_files import Labels, Split, streamed, triplet_path, write_filenames
 from common import cli
@@ -54,6 +55,8 @@ class Arguments(SamplingConfig):
     """Triplets to train on."""
     val: int = 10_000
     """Triplets to validate on; 0 makes none. They are of the same images."""
+    pool: Pool | None = None
+    """Draw triplets in groups that share images, so that a training step embeds fewer images."""
 
     def __post_init__(self) -> None:
         if (self.transform is None) != self.untransformed:
@@ -93,18 +96,22 @@ def label(
 
 
 def labelled_blocks(
-    features: Float[Array, "images p"], sampler: Sampler, count: int
+    features: Float[Array, "images p"],
+    sampler: Sampler | PooledSampler,
+    count: int,
+    *,
+    size: int = BLOCK,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Draw and label `count` triplets, block by block: int32 and float32 (at most BLOCK, 3)."""
+    """Draw and label `count` triplets, block by block: int32 and float32 (at most size, 3)."""
     waiting = None
-    for block in range(-(-count // BLOCK) + 1):
+    for block in range(-(-count // size) + 1):
         # The device labels one block while the host draws the next.
         drawn = None
-        if block * BLOCK < count:
-            drawn = label(features, sampler.block(block, BLOCK))
+        if block * size < count:
+            drawn = label(features, sampler.block(block, size))
         if waiting is not None:
             indices, similarities = (np.asarray(a) for a in waiting)
-            left = count - (block - 1) * BLOCK
+            left = count - (block - 1) * size
             yield indices[:left], similarities[:left]
         waiting = drawn
 
@@ -136,9 +143,15 @@ def run(arguments: Arguments) -> Mapping[Split, pathlib.Path]:
         if not count:
             continue
         seed = arguments.seed * len(counts) + number
-        sampler = Sampler(groups, arguments.sampling, seed=seed, weighting=arguments.weighting)
         path = triplet_path(arguments.out, labels, split, name)
-        numbers = write_split(path, on_device, sampler, count)
+        if arguments.pool is None:
+            sampler = Sampler(groups, arguments.sampling, seed=seed, weighting=arguments.weighting)
+            numbers = write_split(path, on_device, sampler, count)
+        else:
+            config = dataclasses.replace(arguments, seed=seed)
+            pooled = PooledSampler(groups, config, arguments.pool)
+            size = max(1, BLOCK // arguments.pool.triplets) * arguments.pool.triplets
+            numbers = write_split(path, on_device, pooled, count, size=size)
         settings = {key: str(value) for key, value in dataclasses.asdict(arguments).items()}
         content = {"settings": settings, "numbers": numbers, "provenance": provenance()}
         path.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
@@ -149,7 +162,12 @@ def run(arguments: Arguments) -> Mapping[Split, pathlib.Path]:
 
 
 def write_split(
-    path: pathlib.Path, features: Float[Array, "images p"], sampler: Sampler, count: int
+    path: pathlib.Path,
+    features: Float[Array, "images p"],
+    sampler: Sampler | PooledSampler,
+    count: int,
+    *,
+    size: int = BLOCK,
 ) -> dict[str, float]:
     """Draw, label and write `count` triplets, block by block; return numbers about them."""
     began, nats = time.monotonic(), 0.0
@@ -158,7 +176,7 @@ def write_split(
         Progress(count, description=path.stem, unit="triplet") as progress,
     ):
         done = 0
-        for indices, similarities in labelled_blocks(features, sampler, count):
+        for indices, similarities in labelled_blocks(features, sampler, count, size=size):
             rows = slice(done, done + len(indices))
             arrays["indices"][rows], arrays["similarities"][rows] = indices, similarities
             done, nats = rows.stop, nats + entropies(similarities)

@@ -10,6 +10,7 @@ from alignment.features import Features
 from alignment.files import read_arrays, write_arrays
 from alignment.judgments import Standardisation, Transform
 from alignment.sampling import Sampler
+from alignment.shared_images import Pool
 from alignment.triplet_files import LabelledTriplets, streamed, triplet_path, write_filenames
 from alignment.triplets import Arguments, labelled_blocks, sort_odd_last
 
@@ -115,15 +116,22 @@ def test_classes_come_from_the_features_file(files):
     assert all(len(set(row)) == 3 for row in labels.tolist())
 
 
-def test_a_count_that_is_no_multiple_of_the_blocks(monkeypatch):
-    monkeypatch.setattr(triplets, "BLOCK", 64)
+def test_a_count_that_is_no_multiple_of_the_blocks():
     features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     sampler = Sampler(np.repeat(np.arange(3), 10), "class_border", seed=0)
-    blocks = list(labelled_blocks(features, sampler, 150))
+    blocks = list(labelled_blocks(features, sampler, 150, size=64))
     assert [len(indices) for indices, _ in blocks] == [64, 64, 22]
     drawn = np.concatenate([sampler.block(i, 64) for i in range(3)])[:150]
     found = np.concatenate([indices for indices, _ in blocks])
     np.testing.assert_array_equal(np.sort(found, 1), np.sort(drawn, 1))
+
+
+def test_triplets_that_share_images(files):
+    pool = Pool(triplets=20, groups=3, images_each=2)
+    path = triplets.run(arguments(files, pool=pool, train=100))["train"]
+    indices = read_arrays(path)["indices"]
+    assert all(len(np.unique(group)) <= 6 for group in indices.reshape(5, 60))
+    assert len(np.unique(indices)) > 6
 
 
 @pytest.mark.parametrize(
