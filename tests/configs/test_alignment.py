@@ -1,4 +1,4 @@
-"""Every shipped alignment config parses, shape-checks without compute, trains two shrunken steps."""
+"""Every shipped alignment config parses, shape-checks, and trains two shrunken steps."""
 
 import dataclasses
 import pathlib
