@@ -1,4 +1,4 @@
-"""Linear maps, RMS normalisation and dropout.
+"""Linear maps, normalisations and dropout.
 
 Layers compute in the type of what they are given; a precision policy is a cast of the parameters
 (`common.step.StepConfig.compute_dtype`). What needs float32 takes it by itself.
@@ -41,10 +41,32 @@ class Linear(nnx.Module):
         """Map `(..., *inputs)` to `(..., *outputs)`."""
         kernel = self.kernel[...]
         fan_in = math.prod(kernel.shape[: self.axes])
+        batch = x.shape[: x.ndim - self.axes]
         # One plain matrix product: what XLA's backends are best at.
-        flat = x.reshape(*x.shape[: x.ndim - self.axes], fan_in) @ kernel.reshape(fan_in, -1)
-        y = flat.reshape(*flat.shape[:-1], *kernel.shape[self.axes :])
+        flat = _whole_gradient(x.reshape(-1, fan_in) @ kernel.reshape(fan_in, -1))
+        y = flat.reshape(*batch, *kernel.shape[self.axes :])
         return y if self.bias is None else y + self.bias[...]
+
+
+@jax.custom_vjp
+def _whole_gradient(y: Array) -> Array:
+    """Return y, whose gradient is written to memory before anything is computed from it.
+
+    XLA's CPU backend fuses what makes the gradient into the product with the transposed input, as a
+    walk across its columns: measured, a step of T5-small takes a sixth longer so.
+    """
+    return y
+
+
+def _whole_gradient_backward(_: None, gradient: Array) -> tuple[Array]:
+    return (
+        jax.lax.platform_dependent(
+            gradient, cpu=jax.lax.optimization_barrier, default=lambda gradient: gradient
+        ),
+    )
+
+
+_whole_gradient.defvjp(lambda y: (y, None), _whole_gradient_backward)
 
 
 def rms_norm(
@@ -66,6 +88,22 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Normalise."""
         return rms_norm(x, self.scale[...], eps=self.eps)
+
+
+class LayerNorm(nnx.Module):
+    """Normalisation of the last axis to mean 0 and variance 1, then an affine map of each entry."""
+
+    def __init__(self, features: int, *, eps: float) -> None:
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Normalise, with the statistics in float32 (arXiv:1607.06450)."""
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
 Keep = Bool[Array, "B ..."] | None
