@@ -49,9 +49,9 @@ def config() -> Experiment[MultitaskT5]:
             eval_every=500,
             eval_rows=128,
         ),
-        steps=3000,
-        batch_size=16,
-        optim=OptimConfig(name="adamw", learning_rate=1e-3, warmup_steps=300, clip_norm=1.0),
+        steps=2000,
+        batch_size=8,
+        optim=OptimConfig(name="adamw", learning_rate=1e-3, warmup_steps=200, clip_norm=1.0),
         checkpoint=CheckpointConfig(every=250),
         log=LogConfig(every=50),
     )

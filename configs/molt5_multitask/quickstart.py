@@ -26,14 +26,14 @@ def config() -> Experiment[MultitaskT5]:
             input_length=256,
             target_length=192,
             loss_config=LossConfig(chunk=None),
-            eval_every=300,
+            eval_every=250,
             eval_rows=64,
         ),
-        steps=1200,
+        steps=1000,
         batch_size=8,
         optim=OptimConfig(
             name="adamw", learning_rate=2e-3, weight_decay=0.0, warmup_steps=200, clip_norm=1.0
         ),
-        checkpoint=CheckpointConfig(every=600),
+        checkpoint=CheckpointConfig(every=500),
         log=LogConfig(every=100, tensorboard=False),
     )
