@@ -106,7 +106,7 @@ def evaluate_probes(inputs: Inputs) -> Made:
                 found[f"{kind}, {shots}-shot, deviation over draws"] = deviation
             (found[f"{kind}, linear"],) = linear_probe(*sides, seed=inputs.seed)
         if fitted.coarse is not None:
-            superclass = np.zeros(fitted.labels.max() + 1, int)
+            superclass = np.zeros(max(fitted.labels.max(), tested.labels.max()) + 1, int)
             superclass[fitted.labels] = fitted.coarse
             sides = (fitted.features, fitted.labels), (tested.features, tested.labels)
             shift = shift_probe(*sides, superclass, seed=inputs.seed)
