@@ -15,7 +15,7 @@ from alignment.world.world import World
 from common import CheckpointConfig, Experiment, LogConfig, OptimConfig
 
 WORLD = World(size=16, superordinates=2, subordinates=2)
-MODEL = preset("vit-tiny", image_size=16, width=32, mlp=32, heads=2, layers=1)
+MODEL = preset("vit-tiny", image_size=16, patch=4, width=32, mlp=32, heads=2, layers=1)
 POOL = Pool(triplets=16, groups=2, images_each=3)
 
 

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment.student import read_backbone
+from alignment.student import JudgedImages, read_backbone
 from alignment.vit.config import preset
 from alignment.vit.model import init
 from alignment.vit.pretrained import save_pretrained
 from common import MeshConfig, Preempted, cli, train
+from common.data import stack_steps
+from common.mesh import make_mesh
 from common.optim import make_optimizer, make_schedule
 from common.rng import Rngs
 from common.setup import prepare
@@ -71,7 +73,7 @@ def test_decay_goes_towards_the_start_after_adam():
 def test_distinct_images_are_listed_once_and_give_the_same_loss_and_gradient(pooled):
     alone = dataclasses.replace(pooled, group_triplets=1, group_images=3)
     shared, single = student(pooled), student(alone)
-    batches = [task.data_set and task.data(batch_size=32, seed=0) for task in (shared, single)]
+    batches = [task.data(batch_size=32, seed=0) for task in (shared, single)]
     shared_batch = batches[0].batch(3)
     assert shared_batch["images"].shape[:2] == (2, 6)
     assert shared_batch["triplets"].max() < 6
@@ -91,13 +93,16 @@ def test_distinct_images_are_listed_once_and_give_the_same_loss_and_gradient(poo
     params = shared.init(jax.random.key(0))
     rngs = Rngs(jax.random.key(0), jnp.zeros((), jnp.int32))
 
-    def loss(params, task, batch):
-        found = task.loss(params, batch, rngs)
-        assert float(found["loss"].weight) == 32
-        return found["loss"].total
+    def loss(task, batch):
+        def total(params):
+            found = task.loss(params, batch, rngs)["loss"]
+            return found.total, found.weight
 
-    a, grad_a = jax.value_and_grad(loss)(params, shared, shared_batch)
-    b, grad_b = jax.value_and_grad(loss)(params, single, single_batch)
+        return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+
+    (a, weight_a), grad_a = loss(shared, shared_batch)
+    (b, weight_b), grad_b = loss(single, single_batch)
+    assert (weight_a, weight_b) == (32, 32)
     assert float(a) == pytest.approx(float(b), rel=1e-6)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), grad_a, grad_b
@@ -143,12 +148,23 @@ def test_groups_that_do_not_fit_are_refused(pooled, plain):
 
 
 def test_training_learns_what_the_labels_say(plain, trained):
-    metrics = train(experiment(student(plain), steps=40)).metrics
-    assert metrics["synthetic/class_border/accuracy"] > 0.7
-    assert (
-        metrics["synthetic/class_border/loss"]
-        < 0.9 * trained.metrics["synthetic/class_border/loss"]
-    )
+    later = train(experiment(student(plain), steps=40)).metrics
+    loss = "synthetic/class_border/loss"
+    assert later[loss] < 0.8 * trained.metrics[loss]
+    assert later["synthetic/between_class/accuracy"] > 0.6
+
+
+def test_scores_on_human_choices(plain, trained, tmp_path):
+    triplets = np.array([[0, 12, 5], [1, 13, 7], [2, 14, 9]])
+    np.savez(tmp_path / "human.npz", triplets=triplets)
+    judged = JudgedImages(images=plain.images, triplets=str(tmp_path / "human.npz"))
+    task = student(plain, eval_samplings=(), judged=judged)
+    (evaluator,) = task.evaluators()
+    found = evaluator(trained.params, make_mesh(MeshConfig()))
+    features = task.outputs(trained.params, jnp.asarray(plain.source.images))["pre_logits"]
+    unit = np.asarray(features) / np.linalg.norm(features, axis=1, keepdims=True)
+    cosines = [[unit[t[a]] @ unit[t[b]] for a, b in ((0, 1), (0, 2), (1, 2))] for t in triplets]
+    assert found["accuracy_cosine"] == pytest.approx(np.mean(np.argmax(cosines, 1) == 0))
 
 
 def test_the_control_reads_other_labels_and_is_judged_by_the_same(plain, trained):
@@ -171,16 +187,16 @@ def test_resume_is_bitwise(plain, trained, tmp_path, monkeypatch):
 
 
 def test_one_compilation_and_any_mesh(pooled):
-    config = experiment(student(pooled, eval_samplings=()), batch_size=128, steps=2)
-    one = train(config)
-    many = train(dataclasses.replace(config, mesh=MeshConfig(data=2, fsdp=2, tensor=2)))
-    assert many.metrics["train/loss"] == pytest.approx(one.metrics["train/loss"], rel=1e-5)
-    setup = prepare(dataclasses.replace(config, mesh=MeshConfig(data=8)))
-    state = setup.init_state()
-    for step in range(3):
-        batch = jax.tree.map(lambda x: x[None], dict(setup.data.batch(step)))
-        state, _ = setup.train_step(state, batch)
-    assert setup.train_step._cache_size() == 1
+    config = experiment(student(pooled, eval_samplings=()), batch_size=128)
+    losses = []
+    for mesh in (MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)):
+        setup = prepare(dataclasses.replace(config, mesh=mesh))
+        state = setup.init_state()
+        for step in range(2):
+            state, window = setup.train_step(state, stack_steps(setup.data, step, 1))
+            losses.append(float(window["loss"].compute()))
+        assert setup.train_step._cache_size() == 1
+    np.testing.assert_allclose(losses[:2], losses[2:], rtol=1e-5)
 
 
 # --- Start ------------------------------------------------------------------------------------
@@ -207,7 +223,7 @@ def test_the_start_is_read_resampled_and_decayed_to(plain, folder):
     task = student(plain, start_from=str(path))
     state = prepare(experiment(task)).init_state()
     same(state.params["backbone"]["blocks"], params["blocks"])
-    assert state.params["backbone"]["positions"].shape == (1 + 4, 32)
+    assert state.params["backbone"]["positions"].shape == (1 + 16, 32)
     assert np.std(state.params["triplet_head"]["kernel"]) == pytest.approx(32**-0.5, rel=0.1)
     anchors = [
         leaf.initial
