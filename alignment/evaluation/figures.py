@@ -85,7 +85,7 @@ def accuracy_by_level(
     axes.axhline(1 / 3, color="grey", linestyle=":", label="chance")
     axes.set_xticks(x, levels)
     axes.set_ylabel("odd-one-out accuracy (cosine)")
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 1.05)
     figure.legend(fontsize=8, frameon=False, loc="outside right upper")
     return figure
 
@@ -111,8 +111,9 @@ def hierarchy_densities(changes: Mapping[str, Mapping[str, Float[np.ndarray, "pa
         axes.axvline(0, color="grey", linewidth=0.8)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("change of relative distance (negative: closer)")
-        axes.set_ylim(bottom=0)
-        axes.legend(fontsize=7, frameon=False, title="pairs (mean change)", title_fontsize=7)
+        axes.set_ylim(0, 1.5 * axes.get_ylim()[1])  # room for the legend
+        title = "pairs (mean change)"
+        axes.legend(fontsize=7, frameon=False, title=title, title_fontsize=7, loc="upper left")
     panels[0].set_ylabel("density")
     return figure
 
@@ -126,6 +127,7 @@ def neighbours(
     count: int = 5,
 ) -> Figure:
     """Draw the nearest images of some images by cosine, model beside model."""
+    count = min(count, len(names) - 1)
     columns = 1 + len(models) * count
     size = 1.05 if pictures is not None else 1.15
     height = size if pictures is not None else 0.42

@@ -95,7 +95,7 @@ def arguments(world, out, **changes):
             pairs=world / "pairs.npz",
             levels=world / "levels.csv",
         ),
-        "shots": (1, 2),
+        "shots": (1,),
         "repetitions": 2,
     }
     return evaluate.Arguments(**settings | changes)
