@@ -56,7 +56,7 @@ def _open(file: File, where: str, *, whole: bool) -> Image.Image | None:
             if not whole:
                 return None
             if "transparency" in image.info:
-                image = image.convert("RGBA")
+                return image.convert("RGBA").convert("RGB")
             return image.convert("RGB")
     except BadImageError:
         raise

@@ -8,11 +8,9 @@ inputs = preprocessing.normalise(pixels)    # float32, on a host or a device
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import cv2
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float, UInt8
@@ -23,10 +21,14 @@ from common.config import to_dict
 
 Filter = Literal["opencv_cubic", "bicubic", "bilinear"]
 Triple = tuple[float, float, float]
+Pixels = TypeVar("Pixels", np.ndarray, Array)
 
 cv2.setNumThreads(1)  # the images of a batch are spread over threads already
 
-PILLOW_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+PILLOW_FILTERS: Mapping[Filter, Image.Resampling] = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
 """Pillow's filters by our names."""
 _HALF = (0.5, 0.5, 0.5)
 _IMAGENET: dict[str, Triple] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -81,14 +83,15 @@ class Preprocessing:
         top, left = (image.shape[0] - self.size) // 2, (image.shape[1] - self.size) // 2
         return image[top : top + self.size, left : left + self.size]
 
-    def normalise(self, images: UInt8[Array, "*B S S 3"]) -> Float[Array, "*B S S 3"]:
-        """Return `(pixels / 255 - mean) / std` in float32; arrays of numpy stay such."""
-        numpy = jnp if isinstance(images, jax.Array) else np
+    def normalise(self, images: Pixels) -> Pixels:
+        """Return `(pixels / 255 - mean) / std` in float32 for uint8 images `(..., S, S, 3)`.
+
+        Arrays of numpy stay such.
+        """
         scaled = images.astype(np.float32) / np.float32(255)
         if self.mean == (0, 0, 0) and self.std == (1, 1, 1):
             return scaled
-        mean, std = (numpy.asarray(values, np.float32) for values in (self.mean, self.std))
-        return (scaled - mean) / std
+        return (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
 
     def at(self, size: int) -> "Preprocessing":
         """Return the same for another side; the margin that is cut off keeps its share."""
@@ -137,4 +140,4 @@ def preprocess(
 ) -> Float[np.ndarray, "S S 3"]:
     """Resize and normalise one image on the host."""
     preprocessing = named(name, size)
-    return np.asarray(preprocessing.normalise(preprocessing.resize(image)))
+    return preprocessing.normalise(preprocessing.resize(image))

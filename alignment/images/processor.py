@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any
 
-from alignment.images.preprocess import PILLOW_FILTERS, Filter, Preprocessing
+from alignment.images.preprocess import PILLOW_FILTERS, Preprocessing
 
 
 def read_processor(path: str | os.PathLike[str], *, name: str) -> Preprocessing:
@@ -29,7 +29,7 @@ def read_processor(path: str | os.PathLike[str], *, name: str) -> Preprocessing:
         if raw.get("do_center_crop"):
             edge = size if isinstance(size, int) else size["shortest_edge"]
             size = raw["crop_size"]
-        filters: dict[int, Filter] = {value.value: ours for ours, value in PILLOW_FILTERS.items()}
+        filters = {filter.value: ours for ours, filter in PILLOW_FILTERS.items()}
         normalised = raw.get("do_normalize", True)
         return Preprocessing(
             name=raw.get("preprocessing", name),

@@ -104,6 +104,8 @@ class ViTConfig:
                     (f"{prefix}/mlp/wi/kernel", (*layers, "fsdp", "tensor")),
                     (f"{prefix}/mlp/wo/kernel", (*layers, "tensor", "fsdp")),
                 ]
+        if self.projection is not None:
+            rules.append(("projection/kernel", ("fsdp", "tensor")))
         return [*rules, ("patch/kernel", (None, None, None, "fsdp")), (".*", ())]
 
     def flops(self, *, images: int) -> float:

@@ -36,7 +36,7 @@ _ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "quick_gelu": "quick_gelu",
 }
-_VIT_NAMES: Mapping[str, str] = {
+_VIT_NAMES = {
     "class_token": "embeddings.cls_token",
     "positions": "embeddings.position_embeddings",
     "registers": "embeddings.register_tokens",
@@ -60,7 +60,7 @@ _DINOV2_NAMES = _VIT_NAMES | {
     "blocks/mlp/wo": "mlp.fc2",
     "blocks/mlp_scale": "layer_scale2.lambda1",
 }
-_CLIP_NAMES: Mapping[str, str] = {
+_CLIP_NAMES = {
     "class_token": "vision_model.embeddings.class_embedding",
     "positions": "vision_model.embeddings.position_embedding.weight",
     "patch": "vision_model.embeddings.patch_embedding",
@@ -127,6 +127,7 @@ def architecture(config: ViTConfig) -> Architecture:
       ValueError: if there is none.
     """
     found: Architecture
+    example: dict[str, Any]
     if config.pool == "map":
         found, example = "siglip", {"pool": "map", "class_token": False}
     elif config.layer_scale is not None:
@@ -137,7 +138,7 @@ def architecture(config: ViTConfig) -> Architecture:
         example = {"pre_norm": True, "patch_bias": False, "projection": config.projection}
     else:
         found, example = "vit", {}
-    like = ViTConfig(**{"pool": config.pool, **example})
+    like = ViTConfig(**{"pool": config.pool} | example)
     for name in ("class_token", "registers", "layer_scale", "pre_norm", "patch_bias", "projection"):
         if getattr(config, name) != getattr(like, name):
             raise ValueError(
@@ -171,13 +172,11 @@ def entries(config: ViTConfig) -> list[Entry]:
             # All axes but the last are inputs, or the first alone.
             inputs = math.prod(ours[:-1]) if module.endswith(("out", "patch")) else ours[0]
             shape = (math.prod(ours) // inputs, inputs)
-        keys = (key,)
-        if stacked:
-            keys = tuple(f"{names['blocks'].format(l)}.{key}" for l in range(config.layers))
+        layers = [f"{names['blocks'].format(l)}.{key}" for l in range(config.layers)]
         found.append(
             Entry(
                 name=name,
-                keys=keys,
+                keys=tuple(layers) if stacked else (key,),
                 shape=shape,
                 transpose=parameter == "kernel",
                 stacked=stacked,
@@ -338,7 +337,7 @@ def render_config(config: ViTConfig) -> dict[str, Any]:
       ValueError: if transformers has no such model.
     """
     kind = architecture(config)
-    theirs = {ours: name for name, ours in reversed(_ACTIVATIONS.items())}
+    theirs = {ours: name for name, ours in _ACTIVATIONS.items() if name != "gelu_new"}
     found: dict[str, Any] = {
         "architectures": [_CLASSES[kind]],
         "model_type": f"{kind}_vision_model" if kind in ("clip", "siglip") else kind,
