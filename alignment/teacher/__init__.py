@@ -1,0 +1,1 @@
+"""The teacher: an affine map of frozen features, fitted to human similarity judgments."""

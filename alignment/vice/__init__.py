@@ -1,0 +1,1 @@
+"""Variational interpretable concept embeddings (VICE) of human odd-one-out choices."""
