@@ -1,4 +1,4 @@
-"""The layers of a T5: embedding, relative position bias, feed-forward, the two kinds of block."""
+"""The layers of a T5: embedding, relative position bias, the two kinds of block."""
 
 import functools
 
@@ -10,7 +10,8 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from common.nn.attention import MultiHeadAttention, dot_product_attention
-from common.nn.layers import Keep, Linear, RMSNorm, dropout, dropout_masks
+from common.nn.layers import Keep, RMSNorm, dropout, dropout_masks
+from common.nn.mlp import MLP
 from molt5_multitask.config import T5Config
 
 
@@ -72,28 +73,18 @@ class RelativeBias(nnx.Module):
         return self.at(positions[None, :] - positions[:, None])[None]
 
 
-class FeedForward(nnx.Module):
-    """`wo(relu(wi x))`, or `wo(gelu(gate x) * wi x)`."""
-
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs) -> None:
-        self.config = config
-        narrow, wide = (config.d_model,), (config.d_ff,)
-        self.wi = Linear(narrow, wide, stddev=config.d_model**-0.5, rngs=rngs)
-        self.gate = (
-            Linear(narrow, wide, stddev=config.d_model**-0.5, rngs=rngs)
-            if config.feed_forward == "gated-gelu"
-            else None
-        )
-        self.wo = Linear(wide, narrow, stddev=config.d_ff**-0.5, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "B L d"], keep: Keep = None) -> Float[Array, "B L d"]:
-        """Map each position by itself."""
-        hidden = self.wi(x)
-        if self.gate is None:
-            hidden = jax.nn.relu(hidden)
-        else:
-            hidden = jax.nn.gelu(self.gate(x), approximate=True) * hidden
-        return self.wo(dropout(hidden, keep, self.config.dropout))
+def _feed_forward(config: T5Config, *, rngs: nnx.Rngs) -> MLP:
+    gated = config.feed_forward == "gated-gelu"
+    return MLP(
+        config.d_model,
+        config.d_ff,
+        activation="gelu_tanh" if gated else "relu",
+        gated=gated,
+        stddev=config.d_model**-0.5,
+        out_stddev=config.d_ff**-0.5,
+        dropout_rate=config.dropout,
+        rngs=rngs,
+    )
 
 
 def _attention(config: T5Config, *, rngs: nnx.Rngs) -> MultiHeadAttention:
@@ -120,7 +111,7 @@ class EncoderBlock(nnx.Module):
         self.attention_norm = _norm(config)
         self.attention = _attention(config, rngs=rngs)
         self.feed_forward_norm = _norm(config)
-        self.feed_forward = FeedForward(config, rngs=rngs)
+        self.feed_forward = _feed_forward(config, rngs=rngs)
 
     def __call__(
         self,
@@ -160,7 +151,7 @@ class DecoderBlock(nnx.Module):
         self.cross_attention_norm = _norm(config)
         self.cross_attention = _attention(config, rngs=rngs)
         self.feed_forward_norm = _norm(config)
-        self.feed_forward = FeedForward(config, rngs=rngs)
+        self.feed_forward = _feed_forward(config, rngs=rngs)
 
     def __call__(
         self,

@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 
 from common.nn.attention import MASKED
 from common.nn.layers import RMSNorm, dropout, dropout_masks, rms_norm
+from common.nn.stack import make_stack, run_stack
 from common.rng import Rngs
 from common.task import Params
 from molt5_multitask.blocks import DecoderBlock, Embedding, EncoderBlock, RelativeBias
@@ -49,13 +50,7 @@ class Stack(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.config, self.layers = config, layers
-
-        @nnx.split_rngs(splits=layers)
-        @nnx.vmap
-        def make(rngs: nnx.Rngs) -> EncoderBlock | DecoderBlock:
-            return block(config, rngs=rngs)
-
-        self.blocks = make(rngs)
+        self.blocks = make_stack(lambda rngs: block(config, rngs=rngs), layers, rngs=rngs)
         self.relative_bias = RelativeBias(config, bidirectional=bidirectional, rngs=rngs)
         self.final_norm = RMSNorm(config.d_model, eps=config.norm_eps)
 
@@ -64,7 +59,6 @@ class Stack(nnx.Module):
     ) -> Float[Array, "B L d"]:
         """Run all blocks; `context` goes to each of them."""
         config = self.config
-        graph, stacked = nnx.split(self.blocks)
         ends, keys = (
             (None, None)
             if key is None
@@ -76,23 +70,15 @@ class Stack(nnx.Module):
         shape = (1 if config.dropout_shared else x.shape[1], config.d_model)
         first, last = dropout_masks(ends, config.dropout, len(x), shape, shape)
         bias = self.relative_bias(x.shape[1])
-
-        def run(x: Array, layer: tuple[Any, Array | None], context: Mapping[str, Array]) -> Array:
-            params, layer_key = layer
-            return nnx.merge(graph, params)(x, layer_key, bias=bias, **context)
-
-        if config.remat != "none":
-            policies = jax.checkpoint_policies
-            dots = policies.dots_with_no_batch_dims_saveable
-            policy = policies.nothing_saveable if config.remat == "full" else dots
-            run = jax.checkpoint(run, policy=policy)
-        layers = (stacked, keys)
-        x = dropout(x, first, config.dropout)
-        if config.scan:
-            x, _ = jax.lax.scan(lambda x, layer: (run(x, layer, context), None), x, layers)
-        else:
-            for l in range(self.layers):
-                x = run(x, jax.tree.map(lambda leaf, l=l: leaf[l], layers), context)
+        x = run_stack(
+            self.blocks,
+            lambda block, x, key: block(x, key, bias=bias, **context),
+            dropout(x, first, config.dropout),
+            keys,
+            layers=self.layers,
+            scan=config.scan,
+            remat=config.remat,
+        )
         return dropout(self.final_norm(x), last, config.dropout)
 
 

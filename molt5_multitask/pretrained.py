@@ -9,14 +9,13 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
 import shutil
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
 
+from common.nn.hub import download, read_json
 from common.nn.weights import (
     StoredTensor,
     check_keys,
@@ -77,7 +76,7 @@ def from_pretrained(
     folder = pathlib.Path(name)
     if not folder.is_dir():
         folder = _download(str(name), revision)
-    raw = _read_config(folder / "config.json")
+    raw = read_json(folder / "config.json")
     stored = _without_aliases(_open_weights(folder), folder)
     if "lm_head.weight" not in stored and raw.get("tie_word_embeddings") is False:
         raise ValueError(
@@ -140,20 +139,6 @@ def save_pretrained(
             shutil.copyfile(path, folder / path.name)
 
 
-def _read_config(path: pathlib.Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: a checkpoint is a folder with config and weights"
-        )
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path} is no JSON object")
-    return raw
-
-
 def _open_weights(folder: pathlib.Path) -> dict[str, StoredTensor]:
     for name in ("model.safetensors", "model.safetensors.index.json"):
         if (folder / name).is_file():
@@ -206,25 +191,8 @@ def _with_rows(params: Params, rows: int) -> Params:
 
 def _download(name: str, revision: str | None) -> pathlib.Path:
     """Fetch config, weights and tokenizer from the hub, or find them in its cache."""
-    import huggingface_hub  # slow to import, and only needed here
-
-    missing = f"there is no folder {name!r}"
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
-        raise FileNotFoundError(f"{missing}, and the Hugging Face hub has no such names")
-
-    def fetch(*patterns: str) -> pathlib.Path:
-        try:
-            return pathlib.Path(
-                huggingface_hub.snapshot_download(
-                    name, revision=revision, allow_patterns=list(patterns)
-                )
-            )
-        except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-            raise FileNotFoundError(
-                f"{missing}, and the Hugging Face hub does not give it "
-                f"({str(error).splitlines()[0]}); without a network, give the folder of a "
-                "downloaded checkpoint"
-            ) from None
-
-    folder = fetch("config.json", "model*.safetensors*", *TOKENIZER_FILES)
-    return folder if list(folder.glob("model*.safetensors*")) else fetch("pytorch_model.bin")
+    files = ["config.json", "model*.safetensors*", *TOKENIZER_FILES]
+    folder = download(name, files, revision=revision)
+    if list(folder.glob("model*.safetensors*")):
+        return folder
+    return download(name, ["pytorch_model.bin"], revision=revision)
