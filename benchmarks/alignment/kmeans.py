@@ -28,7 +28,7 @@ from jax import Array
 from sklearn.cluster import KMeans as SklearnKMeans
 
 from alignment.features import Features
-from alignment.kmeans import KMeansConfig, Rows, Sums, assignment_step, kmeans, seed_centres
+from alignment.kmeans import GROUP, KMeansConfig, Rows, Sums, assignment_step, kmeans, seed_centres
 from common.mesh import MeshConfig, make_mesh
 from common.report import provenance, table
 
@@ -97,7 +97,7 @@ def memory() -> dict[str, float]:
     def spec(*shape: int, dtype: type = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    rows = Rows(spec(n, dtype=jnp.int32), spec(n), spec(n))
+    rows = Rows(spec(n, dtype=jnp.int32), spec(n), spec(n, -(-k // GROUP)))
     sums = Sums(spec(k, p), spec(k))
     step = assignment_step(mesh, KMeansConfig().chunk)
     lowered = step.lower(spec(n, p), spec(n, dtype=jnp.bool_), spec(k, p), rows, sums, spec(k))
