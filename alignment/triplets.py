@@ -8,22 +8,23 @@ The second command makes the control: the same triplets, labelled by the teacher
 learned from people. See `alignment.triplet_files` for the layout.
 """
 
+import collections
 import dataclasses
+import itertools
 import json
+import os
 import pathlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax import Array
 from jaxtyping import Float, Int
 
 from alignment.features import Features
 from alignment.files import read_arrays
-from alignment.judgments import check_names, pair_logits
+from alignment.judgments import PAIRS, check_names
 from alignment.sampling import Sampler, SamplingConfig, of_clusters
 from alignment.shared_images import Pool, PooledSampler
 from alignment.transformed import read_transformed
@@ -33,7 +34,9 @@ from common.progress import Progress
 from common.report import provenance
 
 BLOCK = 65_536
-"""Triplets that are drawn and labelled at once."""
+"""Triplets that are drawn at once, of one seed."""
+TILE = 256
+"""Triplets whose features are looked up at once: few enough for a processor's cache."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,52 +71,72 @@ class Arguments(SamplingConfig):
 
 
 def sort_odd_last(
-    triplets: Int[Array, "n 3"], similarities: Float[Array, "n 3"]
-) -> tuple[Int[Array, "n 3"], Float[Array, "n 3"]]:
+    triplets: Int[np.ndarray, "n 3"], similarities: Float[np.ndarray, "n 3"]
+) -> tuple[Int[np.ndarray, "n 3"], Float[np.ndarray, "n 3"]]:
     """Order images so that `s01 >= s02 >= s12`: the last is the odd one out, the first nearest it.
 
     Args:
       triplets: three images each, in any order.
       similarities: of their pairs (0, 1), (0, 2), (1, 2).
     """
-    order = jnp.argsort(-similarities, axis=1, stable=True)
+    order = np.argsort(-similarities, axis=1, kind="stable")
     # Pair k leaves image 2 - k out: the most similar pair the last image, the least similar the
     # first.
     last, first = 2 - order[:, 0], 2 - order[:, 2]
-    places = jnp.stack([first, 3 - first - last, last], 1)
+    places = np.stack([first, 3 - first - last, last], 1)
     return (
-        jnp.take_along_axis(triplets, places, 1),
-        jnp.take_along_axis(similarities, order, 1),
+        np.take_along_axis(triplets, places, 1),
+        np.take_along_axis(similarities, order, 1),
     )
 
 
-@jax.jit
 def label(
-    features: Float[Array, "images p"], triplets: Int[Array, "n 3"]
-) -> tuple[Int[Array, "n 3"], Float[Array, "n 3"]]:
-    """Return the triplets, ordered so that the last is odd, and the similarities of their pairs."""
-    return sort_odd_last(triplets, pair_logits(features, triplets))
+    features: Float[np.ndarray, "images p"], triplets: Int[np.ndarray, "n 3"]
+) -> tuple[Int[np.ndarray, "n 3"], Float[np.ndarray, "n 3"]]:
+    """Return the triplets, ordered so that the last is odd, and the similarities of their pairs.
+
+    On the host, where the time is that of reading three rows a triplet, and features of any number
+    of images have room.
+    """
+    similarities = np.empty((len(triplets), 3), np.float32)
+    rows = np.empty((3, TILE, features.shape[1]), np.float32)
+    for start in range(0, len(triplets), TILE):
+        tile = triplets[start : start + TILE]
+        for column in range(3):
+            np.take(features, tile[:, column], axis=0, out=rows[column, : len(tile)], mode="clip")
+        for pair, (a, b) in enumerate(PAIRS):
+            products = similarities[start : start + TILE, pair]
+            np.einsum("np,np->n", rows[a, : len(tile)], rows[b, : len(tile)], out=products)
+    return sort_odd_last(triplets, similarities)
 
 
 def labelled_blocks(
-    features: Float[Array, "images p"],
+    features: Float[np.ndarray, "images p"],
     sampler: Sampler | PooledSampler,
     count: int,
     *,
     size: int = BLOCK,
+    workers: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Draw and label `count` triplets, block by block: int32 and float32 (at most size, 3)."""
-    waiting = None
-    for block in range(-(-count // size) + 1):
-        # The device labels one block while the host draws the next.
-        drawn = None
-        if block * size < count:
-            drawn = label(features, sampler.block(block, size))
-        if waiting is not None:
-            indices, similarities = (np.asarray(a) for a in waiting)
-            left = count - (block - 1) * size
-            yield indices[:left], similarities[:left]
-        waiting = drawn
+    """Draw and label `count` triplets, block by block: int32 and float32 (at most size, 3).
+
+    Blocks are made by `workers` threads, one for each processor by default; their number changes
+    nothing but the time.
+    """
+    workers = workers or os.cpu_count() or 1
+    blocks = iter(range(-(-count // size)))
+
+    def make(block: int) -> tuple[np.ndarray, np.ndarray]:
+        indices, similarities = label(features, sampler.block(block, size))
+        left = count - block * size
+        return indices[:left], similarities[:left]
+
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = collections.deque(pool.submit(make, b) for b in itertools.islice(blocks, workers))
+        while ahead:
+            made = ahead.popleft().result()
+            ahead.extend(pool.submit(make, b) for b in itertools.islice(blocks, 1))
+            yield made
 
 
 def read_groups(arguments: Arguments, found: Features) -> tuple[np.ndarray, str]:
@@ -136,7 +159,6 @@ def run(arguments: Arguments) -> Mapping[Split, pathlib.Path]:
     groups, name = read_groups(arguments, found)
     labels: Labels = "untransformed" if arguments.untransformed else "uncertainty_distillation"
     names_file = write_filenames(arguments.out, found.names)
-    on_device = jax.device_put(found.features)
     written: dict[Split, pathlib.Path] = {}
     counts: dict[Split, int] = {"train": arguments.train, "val": arguments.val}
     for number, (split, count) in enumerate(counts.items()):
@@ -146,12 +168,12 @@ def run(arguments: Arguments) -> Mapping[Split, pathlib.Path]:
         path = triplet_path(arguments.out, labels, split, name)
         if arguments.pool is None:
             sampler = Sampler(groups, arguments.sampling, seed=seed, weighting=arguments.weighting)
-            numbers = write_split(path, on_device, sampler, count)
+            numbers = write_split(path, found.features, sampler, count)
         else:
             config = dataclasses.replace(arguments, seed=seed)
             pooled = PooledSampler(groups, config, arguments.pool)
             size = max(1, BLOCK // arguments.pool.triplets) * arguments.pool.triplets
-            numbers = write_split(path, on_device, pooled, count, size=size)
+            numbers = write_split(path, found.features, pooled, count, size=size)
         settings = {key: str(value) for key, value in dataclasses.asdict(arguments).items()}
         content = {"settings": settings, "numbers": numbers, "provenance": provenance()}
         path.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
@@ -163,7 +185,7 @@ def run(arguments: Arguments) -> Mapping[Split, pathlib.Path]:
 
 def write_split(
     path: pathlib.Path,
-    features: Float[Array, "images p"],
+    features: Float[np.ndarray, "images p"],
     sampler: Sampler | PooledSampler,
     count: int,
     *,

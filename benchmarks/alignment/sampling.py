@@ -18,7 +18,6 @@ import statistics
 import tempfile
 import time
 
-import jax
 import numpy as np
 import tyro
 
@@ -60,7 +59,6 @@ def main(arguments: Arguments) -> None:
     began = time.perf_counter()
     features = apply_transform(transform, features)
     transforming = time.perf_counter() - began
-    on_device = jax.device_put(features)
     before = _peak()
     seconds: dict[str, list[float]] = {}
     for sampling in SAMPLINGS:
@@ -69,7 +67,7 @@ def main(arguments: Arguments) -> None:
                 sampler = Sampler(groups, sampling, seed=repeat)
                 began = time.perf_counter()
                 write_split(
-                    pathlib.Path(folder) / "train.npz", on_device, sampler, arguments.triplets
+                    pathlib.Path(folder) / "train.npz", features, sampler, arguments.triplets
                 )
                 seconds.setdefault(sampling, []).append(time.perf_counter() - began)
             print(sampling, seconds[sampling][-1], flush=True)

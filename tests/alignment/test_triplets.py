@@ -1,7 +1,6 @@
 import json
 import shutil
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -116,11 +115,16 @@ def test_classes_come_from_the_features_file(files):
     assert all(len(set(row)) == 3 for row in labels.tolist())
 
 
-def test_a_count_that_is_no_multiple_of_the_blocks():
+def test_neither_uneven_blocks_nor_the_number_of_workers_matter():
     features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     sampler = Sampler(np.repeat(np.arange(3), 10), "class_border", seed=0)
-    blocks = list(labelled_blocks(features, sampler, 150, size=64))
+    blocks, others = (
+        list(labelled_blocks(features, sampler, 150, size=64, workers=w)) for w in (1, 5)
+    )
     assert [len(indices) for indices, _ in blocks] == [64, 64, 22]
+    for one, other in zip(blocks, others, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
     drawn = np.concatenate([sampler.block(i, 64) for i in range(3)])[:150]
     found = np.concatenate([indices for indices, _ in blocks])
     np.testing.assert_array_equal(np.sort(found, 1), np.sort(drawn, 1))
@@ -147,7 +151,7 @@ def test_triplets_that_share_images(files):
     ],
 )
 def test_sorting_keeps_similarities_with_their_pairs(similarities, images):
-    found, values = sort_odd_last(jnp.array([[7, 8, 9]]), jnp.array([similarities]))
+    found, values = sort_odd_last(np.array([[7, 8, 9]]), np.array([similarities]))
     assert found.tolist() == [images]
     assert values.tolist() == [sorted(similarities, reverse=True)]
 
