@@ -1,8 +1,9 @@
 """Small colour drawings of things, made of a few painted shapes.
 
 A thing is a list of parts in a square from -1 to 1 (x to the right, y down). What its kind has in
-common with its kin are some parts (an eye, windows, leaves, a handle); its coat, a colour and a
-pattern, is a matter of the subordinate class; place, size, tilt and background mean nothing.
+common with its kin are some parts (an eye, windows, leaves, a handle); its coat has a hue that the
+basic class shares with one in every other kind, and a pattern that tells the subordinate class;
+place, size, tilt and background mean nothing.
 """
 
 import colorsys
@@ -24,8 +25,10 @@ COLOURS: Mapping[str, tuple[float, float, float]] = {
 }
 """Paints that do not depend on the coat."""
 PATTERNS = ("plain", "stripes", "spots", "checks")
-COATS = 12
-"""Coats: each its own hue, and one of the patterns."""
+FAMILIES = 3
+"""Families of hues."""
+COATS = FAMILIES * len(PATTERNS)
+"""Coats: in each family of hues one with each pattern, its hue a little off the others'."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +166,8 @@ def _inside(part: Part, x: Float[np.ndarray, "s s"], y: Float[np.ndarray, "s s"]
 
 def _coat(coat: int, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the colour of a coat at each place: (s, s, 3)."""
-    hue = coat / COATS + rng.normal(0, 0.01)
+    family, pattern = divmod(coat, len(PATTERNS))
+    hue = family / FAMILIES + 0.05 * (pattern - 1.5) + rng.normal(0, 0.01)
     bright = np.array(colorsys.hsv_to_rgb(hue % 1, 0.75, rng.uniform(0.75, 0.95)))
     dim = np.array(colorsys.hsv_to_rgb(hue % 1, 0.85, 0.35))
     a, b = rng.uniform(0, 2 * np.pi, 2)
@@ -173,7 +177,7 @@ def _coat(coat: int, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> 
         "spots": 0.6 - np.cos(12 * x + a) * np.cos(12 * y + b),
         "checks": np.sin(10 * x + a) * np.sin(10 * y + b),
     }
-    mix = np.clip(0.5 + 2 * waves[PATTERNS[coat % len(PATTERNS)]], 0, 1)[..., None]
+    mix = np.clip(0.5 + 2 * waves[PATTERNS[pattern]], 0, 1)[..., None]
     return mix * bright + (1 - mix) * dim
 
 

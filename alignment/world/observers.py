@@ -26,7 +26,7 @@ class Observers:
     """Observers; triplets are dealt out to them in turn."""
     superordinate: float = 2.0
     """Similarity that sharing the superordinate class gives."""
-    basic: float = 1.0
+    basic: float = 2.0
     """Similarity that sharing the basic class adds."""
     subordinate: float = 1.0
     """Similarity that sharing the subordinate class adds."""

@@ -1,8 +1,8 @@
 """The classes of the synthetic world, its image sets, and triplets whose odd one is known.
 
 The hierarchy is superordinate (animal) > basic (dog) > subordinate (a dog in one coat). Every coat
-is worn by one class in each superordinate at most, so that likeness of coats, which is what the
-pixels show first, says nothing of the higher levels.
+is worn by one class in each superordinate at most, so that likeness of coats, which the pixels show
+first, joins what is of one basic class, but says nothing of the superordinate.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from alignment.judgments import Triplets
-from alignment.world.drawing import COATS, THINGS, draw
+from alignment.world.drawing import FAMILIES, PATTERNS, THINGS, draw
 from common.choices import check_choice
 
 Level = Literal["superordinate", "basic", "subordinate"]
@@ -36,7 +36,10 @@ class World:
     """Seed of all images."""
 
     def __post_init__(self) -> None:
-        for field, most in (("superordinates", len(THINGS)), ("subordinates", 4)):
+        for field, most in (
+            ("superordinates", len(THINGS)),
+            ("subordinates", len(PATTERNS)),
+        ):
             if not 1 <= getattr(self, field) <= most:
                 raise ValueError(f"{field} = {getattr(self, field)} must be from 1 to {most}")
         if self.size < 8:
@@ -69,8 +72,7 @@ class World:
     def coat(self, label: int) -> int:
         """Return the coat of a subordinate class."""
         basic, subordinate = divmod(label, self.subordinates)
-        # Three basic classes a superordinate: steps of three lead to another one.
-        return (basic + 3 * subordinate) % COATS
+        return (basic % FAMILIES) * len(PATTERNS) + subordinate
 
     def images(self, split: str, per_class: int) -> dict[str, Any]:
         """Draw a set of images, another one for each `split`, classes in turn.

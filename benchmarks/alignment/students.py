@@ -184,23 +184,24 @@ def concepts(arguments: Arguments) -> Int[np.ndarray, "classes"]:
 
 def make_teacher(arguments: Arguments) -> Transform:
     """Fit the transform of CLIP's features of the THINGS objects to VICE's choices."""
-    folder = arguments.workdir / "teacher"
+    folder, out = arguments.workdir / "teacher", arguments.workdir / "teacher" / "transform.npz"
     data = arguments.shared / "alignment"
     names = read_names(data / "things_spose" / "unique_id.txt")
     clip = np.load(
         data / "things_features" / "clip-vit-base-p32-embeddings.npy", allow_pickle=False
     )
-    vice = np.load(data / "vice" / "vice_things_final_embedding.npy", allow_pickle=False)
-    if not (folder / "transform.npz").is_file():
+    if not out.is_file():
         Features(features=clip, names=names, model="CLIP ViT-B/32").write(folder / "things.npz")
-        arrays = {"mean": vice, "scale": np.zeros_like(vice), "names": names}
-        write_arrays(folder / "vice.npz", arrays)
         teacher.run(
             teacher.Arguments(
-                features=folder / "things.npz", embedding=(folder / "vice.npz",), out=folder
+                features=folder / "things.npz",
+                triplets=data / "things_triplets" / "things_human_triplets_300k.npz",
+                embeddings=(data / "vice" / "vice_things_final_embedding.npy",),
+                lambdas=(1e-2, 3e-2, 1e-1, 3e-1),
+                out=out,
             )
         )
-    return Transform.read(folder / "transform.npz")
+    return Transform.read(out)
 
 
 def label_entropy(features: Float[np.ndarray, "n p"], drawn: Int[np.ndarray, "m 3"]) -> float:

@@ -5,10 +5,11 @@ import pathlib
 from alignment import cluster, embed, evaluate, triplets
 from alignment.classifier import Classifier
 from alignment.evaluation.inputs import HumanFiles, ModelFiles, PictureFiles
-from alignment.pipeline import Pipeline
 from alignment.shared_images import Pool
+from alignment.stages import Pipeline
 from alignment.student import JudgedImages, Student
 from alignment.teacher import __main__ as teacher
+from alignment.teacher.fit import FitConfig
 from alignment.triplet_batches import TripletImages
 from alignment.vice import __main__ as vice
 from alignment.vit.config import ViTConfig, preset
@@ -16,7 +17,7 @@ from alignment.world import __main__ as world
 from common import CheckpointConfig, Experiment, LogConfig, OptimConfig
 
 FOLDER = pathlib.Path("{workdir}")
-WORLD, FEATURES, TEACHER = FOLDER / "world", FOLDER / "features", FOLDER / "teacher"
+WORLD, FEATURES = FOLDER / "world", FOLDER / "features"
 CLUSTERS = 12
 POOL = Pool(triplets=128, groups=10, images_each=6)
 
@@ -24,7 +25,7 @@ POOL = Pool(triplets=128, groups=10, images_each=6)
 def config() -> Pipeline:
     """Return the pipeline."""
     judged = JudgedImages(images=f"{WORLD}/objects.npz", triplets=f"{WORLD}/triplets.npz")
-    clusters, transform = FOLDER / "clusters.npz", TEACHER / "transform.npz"
+    clusters, transform = FOLDER / "clusters.npz", FOLDER / "teacher.npz"
     start = preset("vit-tiny", width=64, mlp=128, layers=3, heads=4)
     return Pipeline(
         world=world.Arguments(out=WORLD),
@@ -44,8 +45,12 @@ def config() -> Pipeline:
         ),
         teacher=teacher.Arguments(
             features=FEATURES / "teacher_objects.npz",
-            embedding=(FOLDER / "vice" / "embedding.npz",),
-            out=TEACHER,
+            triplets=WORLD / "triplets.npz",
+            names=WORLD / "objects.txt",
+            embeddings=(FOLDER / "vice" / "embedding.npz",),
+            out=transform,
+            lambdas=(1e-3, 1e-2, 1e-1),
+            fit=FitConfig(steps=500),
         ),
         cluster=cluster.Arguments(
             features=FEATURES / "teacher_train.npz",
@@ -118,11 +123,11 @@ def _classifier(name: str, model: ViTConfig) -> Experiment[Classifier]:
             shift=2,
             eval_every=200,
         ),
-        steps=800,
+        steps=400,
         batch_size=96,
         workdir=f"{FOLDER}/{name}",
         optim=OptimConfig(learning_rate=2e-3, warmup_steps=100, weight_decay=0.05, clip_norm=1.0),
-        checkpoint=CheckpointConfig(every=400),
+        checkpoint=CheckpointConfig(every=200),
         log=LogConfig(every=50, tensorboard=False),
     )
 

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from alignment import pipeline
-from alignment.pipeline import Stage, in_folder, run_stage
+from alignment.stages import Stage, in_folder, run_stage
 from common import cli
 
 QUICKSTART = pathlib.Path(__file__).parents[2] / "configs" / "alignment" / "quickstart.py"
