@@ -33,6 +33,21 @@ def read_arrays(path: PathLike, required: Collection[str] = ()) -> dict[str, np.
     return arrays
 
 
+def read_array(path: PathLike) -> np.ndarray:
+    """Read a `.npy` file.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is no `.npy` file, is damaged or holds pickled objects.
+    """
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as .npy: {error}") from error
+
+
 def write_arrays(path: PathLike, arrays: Mapping[str, Any]) -> None:
     """Write a `.npz` file under a temporary name, then rename it: never half of one."""
     path = pathlib.Path(path)

@@ -22,7 +22,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from alignment.features import check_matrix
-from alignment.files import PathLike, read_arrays, write_arrays
+from alignment.files import PathLike, read_array, read_arrays, write_arrays
 
 PAIRS = ((0, 1), (0, 2), (1, 2))
 """Columns of the three pairs of a triplet."""
@@ -54,13 +54,10 @@ def read_triplets(path: PathLike, objects: int) -> Triplets:
     path = pathlib.Path(path)
     if path.suffix == ".npz":
         found = read_arrays(path, required=("triplets",))["triplets"]
+    elif path.suffix == ".npy":
+        found = read_array(path)
     elif not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    elif path.suffix == ".npy":
-        try:
-            found = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise ValueError(f"{path} cannot be read as .npy: {error}") from error
     else:
         found = _read_text(path)
     return check_triplets(found, objects, source=str(path))

@@ -147,12 +147,6 @@ def run(arguments: Arguments) -> Embedding:
     print(f"{len(split[0]):,} triplets to fit, {len(split[1]):,} held out")
     result = train(run_config, description=f"{task.seeds} embeddings")
     seeds = [embedding.pruned() for embedding in task.embeddings(result.params)]
-    empty = [i for i, embedding in enumerate(seeds) if not embedding.mean.shape[1]]
-    if empty:
-        raise ValueError(
-            f"no dimension of seed {empty[0]} is left after pruning: give it more steps or "
-            "triplets, or widen the prior's spike"
-        )
     out = arguments.out
     text = (out / "training" / "metrics.jsonl").read_text()
     log = [json.loads(line) for line in text.splitlines()]

@@ -1,6 +1,7 @@
 """The posterior of an embedding, and the choices that it expects."""
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import Self
 
@@ -11,8 +12,8 @@ from jaxtyping import Float, Int
 from scipy.stats import false_discovery_control, norm
 
 from alignment.features import check_matrix
-from alignment.files import PathLike, read_arrays, write_arrays
-from alignment.judgments import Triplets, pair_logits
+from alignment.files import PathLike, read_array, read_arrays, write_arrays
+from alignment.judgments import Triplets, check_names, pair_logits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,11 @@ class Embedding:
         at `alpha` within its dimension. A dimension stays with at least `objects` such coordinates.
         """
         keep = np.flatnonzero(dimensions_kept(self.mean, self.scale, alpha=alpha, objects=objects))
+        if not keep.size:
+            raise ValueError(
+                "no dimension is left after pruning: fit for more steps or to more triplets, or "
+                "give the prior a narrower spike"
+            )
         order = keep[np.argsort(-np.maximum(self.mean[:, keep], 0).sum(0))]
         return dataclasses.replace(self, mean=self.mean[:, order], scale=self.scale[:, order])
 
@@ -69,6 +75,23 @@ class Embedding:
     def values(self) -> Float[np.ndarray, "n d"]:
         """The embedding as a table of numbers: `max(mean, 0)`."""
         return np.maximum(self.mean, 0)
+
+
+def read_values(path: PathLike, names: Sequence[str]) -> Float[np.ndarray, "n d"]:
+    """Read the numbers of an embedding of given objects: an embedding file, or a bare `.npy`.
+
+    Raises:
+      FileNotFoundError, ValueError: naming the file, if it is missing or not of these objects.
+    """
+    if pathlib.Path(path).suffix == ".npz":
+        embedding = Embedding.read(path)
+        check_names(embedding.names, names, source=str(path))
+        return embedding.values
+    values = read_array(path)
+    check_matrix(values, what=str(path))
+    if len(values) != len(names):
+        raise ValueError(f"{path} has {len(values)} rows, there are {len(names)} objects")
+    return values
 
 
 def dimensions_kept(
