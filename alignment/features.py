@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -65,7 +65,9 @@ class Features:
         """
         arrays = read_arrays(path, required=("features", "names"))
         fields = {f.name for f in dataclasses.fields(cls)}
-        known = {k: str(v) if v.ndim == 0 else v for k, v in arrays.items() if k in fields}
+        known: dict[str, Any] = {
+            k: str(v) if v.ndim == 0 else v for k, v in arrays.items() if k in fields
+        }
         if arrays["features"].dtype.kind == "f":
             known["features"] = arrays["features"].astype(np.float32, copy=False)
         try:
@@ -96,11 +98,11 @@ class Features:
                     f"{len(wrong)} of {len(names)} names have {what} of features, the first is "
                     f"{wrong[0]!r}; the features' first name is {str(self.names[0])!r}"
                 )
-        rows = np.array(found)[:, 0]
+        order = np.array(found)[:, 0]
         per_row = ("features", "names", "labels", "coarse")
         values = {name: getattr(self, name) for name in per_row}
         return dataclasses.replace(
-            self, **{name: v[rows] for name, v in values.items() if v is not None}
+            self, **{name: v[order] for name, v in values.items() if v is not None}
         )
 
     def write(self, path: PathLike) -> None:

@@ -30,6 +30,8 @@ RAW_COLUMNS = ("image1", "image2", "image3", "choice")
 """Header of a raw release: 1-based objects, and the position (1, 2, 3) of the odd one."""
 
 Triplets = Int[np.ndarray, "n 3"]
+AnyArray = Array | np.ndarray
+"""What functions take that are traced, and called on the host as well."""
 
 
 # --- Triplets ---------------------------------------------------------------------------------
@@ -135,18 +137,19 @@ def read_names(path: PathLike) -> np.ndarray:
     return np.array(pathlib.Path(path).read_text().splitlines())
 
 
-def check_names(found: Sequence[str], expected: Sequence[str], *, source: str) -> None:
+def check_names(
+    found: Sequence[str] | np.ndarray, expected: Sequence[str] | np.ndarray, *, source: str
+) -> None:
     """Raise ValueError unless both hold the same objects in the same order.
 
     Files of one set of objects circulate in several orders; all load, and the damage is silent.
     """
-    found, expected = np.asarray(found), np.asarray(expected)
-    if found.shape != expected.shape:
+    if len(found) != len(expected):
         raise ValueError(f"{source} has {len(found)} objects, expected are {len(expected)}")
-    wrong = np.flatnonzero(found != expected)
+    wrong = np.flatnonzero(np.asarray(found) != np.asarray(expected))
     if wrong.size:
         row = wrong[0]
-        same = "the same objects in another order" if set(found) == set(expected) else "others"
+        same = "the same objects in another order" if {*found} == {*expected} else "others"
         raise ValueError(
             f"{source} holds {same}: {wrong.size} rows differ, the first is row {row} (0-based), "
             f"{str(found[row])!r} for {str(expected[row])!r}"
@@ -179,7 +182,9 @@ def split_by_object(
 
 
 @jax.jit
-def pair_logits(features: Float[Array, "n p"], triplets: Int[Array, "m 3"]) -> Float[Array, "m 3"]:
+def pair_logits(
+    features: Float[AnyArray, "n p"], triplets: Int[AnyArray, "m 3"]
+) -> Float[Array, "m 3"]:
     """Return the dot products of each triplet's pairs: [s01, s02, s12].
 
     Their softmax is the probability of each pair to be chosen, at temperature 1:
@@ -190,16 +195,16 @@ def pair_logits(features: Float[Array, "n p"], triplets: Int[Array, "m 3"]) -> F
     return jnp.stack(products, -1)
 
 
-def unit_rows(features: Float[Array, "n p"]) -> Float[Array, "n p"]:
+def unit_rows(features: Float[AnyArray, "n p"]) -> Float[Array, "n p"]:
     """Bring rows to length one, so that dot products are cosines; rows of zeros stay so."""
     squares = jnp.sum(features**2, -1, keepdims=True)
     # The root of a number that is never zero: the gradient of a row of zeros is finite.
-    return features / jnp.sqrt(jnp.where(squares > 0, squares, 1))
+    return jnp.divide(features, jnp.sqrt(jnp.where(squares > 0, squares, 1)))
 
 
-def correct(logits: Float[Array, "*batch 3"]) -> Bool[Array, "*batch"]:
+def correct(logits: Float[AnyArray, "*batch 3"]) -> Bool[Array, "*batch"]:
     """Return where the chosen pair is the most similar one. A tie for the maximum is wrong."""
-    return logits[..., 0] > jnp.max(logits[..., 1:], -1)
+    return jnp.greater(logits[..., 0], jnp.max(logits[..., 1:], -1))
 
 
 # --- Transforms of features -------------------------------------------------------------------

@@ -24,7 +24,7 @@ import optax
 from jax import Array
 from jaxtyping import Float, Int
 
-from alignment.judgments import PAIRS, pair_logits
+from alignment.judgments import PAIRS, AnyArray, pair_logits
 from alignment.teacher.choices import Choices
 from alignment.teacher.objective import cross_entropy, distance_to_scaled_identity, local_loss
 from common.optim import OptimConfig, make_optimizer
@@ -109,13 +109,13 @@ class Maps(NamedTuple):
 class Batch(NamedTuple):
     """One step's choices, by group."""
 
-    rows: Int[np.ndarray, "groups m"]
+    rows: Int[AnyArray, "groups m"]
     """Rows of the features."""
-    triplets: Int[np.ndarray, "groups t 3"]
+    triplets: Int[AnyArray, "groups t 3"]
     """Triplets, as numbers of those rows."""
-    targets: Float[np.ndarray, "groups t 3"]
+    targets: Float[AnyArray, "groups t 3"]
     """Their target probabilities."""
-    images: Int[np.ndarray, "i"]
+    images: Int[AnyArray, "i"]
     """Rows of the other images' features."""
 
 
@@ -196,7 +196,8 @@ def _draw(
     if config.local is not None and images is not None:
         rng = np.random.default_rng((config.seed, step))
         rows = rng.choice(len(images), config.local.images, replace=False).astype(np.int32)
-    return Batch(*(np.stack(arrays) for arrays in zip(*parts, strict=True)), images=rows)
+    numbers, triplets, targets = (np.stack(arrays) for arrays in zip(*parts, strict=True))
+    return Batch(rows=numbers, triplets=triplets, targets=targets, images=rows)
 
 
 def _draw_choices(
@@ -227,8 +228,7 @@ def _step(
     params, opt_state = state
     others = None if images is None else images[batch.images]
 
-    def one(weights: Array, bias: Array, strength: Array, x: Array, *choices: Array) -> Array:
-        return _loss(weights, bias, strength, x, *choices, others=others, config=config)
+    one = functools.partial(_loss, others=others, config=config)
 
     def total(params: Params) -> tuple[Array, Array]:
         by_lambda = jax.vmap(one, in_axes=(1, 0, 0, None, None, None))
@@ -252,8 +252,8 @@ def _loss(
     bias: Float[Array, "q"],
     strength: Float[Array, ""],
     x: Float[Array, "m p"],
-    triplets: Int[Array, "t 3"],
-    targets: Float[Array, "t 3"],
+    triplets: Int[AnyArray, "t 3"],
+    targets: Float[AnyArray, "t 3"],
     *,
     others: Float[Array, "i p"] | None,
     config: FitConfig,
@@ -270,7 +270,7 @@ def _loss(
     return loss + strength * distance_to_scaled_identity(weights)
 
 
-def _block_logits(z: Float[Array, "m q"], triplets: Int[Array, "t 3"]) -> Float[Array, "t 3"]:
+def _block_logits(z: Float[Array, "m q"], triplets: Int[AnyArray, "t 3"]) -> Float[Array, "t 3"]:
     """The values of `pair_logits`, through the products of all pairs of the batch's objects.
 
     Single numbers are gathered, not rows. The gradient of S = z z^T takes two matrix products; as S

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from alignment.judgments import unit_rows
+from alignment.judgments import AnyArray, unit_rows
 
 
 def cross_entropy(
-    logits: Float[Array, "*batch 3"], targets: Float[Array, "*batch 3"]
+    logits: Float[AnyArray, "*batch 3"], targets: Float[AnyArray, "*batch 3"]
 ) -> Float[Array, "*batch"]:
     """Return `-sum_c q_c log p_c`, p the softmax of the logits.
 
@@ -26,14 +26,14 @@ def cross_entropy(
     return -jnp.sum(targets * jax.nn.log_softmax(logits), -1)
 
 
-def distance_to_scaled_identity(weights: Float[Array, "p p"]) -> Float[Array, ""]:
+def distance_to_scaled_identity(weights: Float[AnyArray, "p p"]) -> Float[Array, ""]:
     """Return `|| W - m I ||_F^2`, a sum of squares; m = mean(diag W) takes part in the gradient."""
     # As || W ||^2 - p m^2 it needs no identity matrix; the terms are of the same sign and size.
     return jnp.sum(weights**2) - len(weights) * jnp.mean(jnp.diagonal(weights)) ** 2
 
 
 def local_loss(
-    before: Float[Array, "n p"], after: Float[Array, "n q"], temperature: float
+    before: Float[AnyArray, "n p"], after: Float[AnyArray, "n q"], temperature: float
 ) -> Float[Array, ""]:
     """Cross-entropy between each image's neighbourhoods before and after the map, averaged.
 
@@ -43,7 +43,7 @@ def local_loss(
     return -jnp.mean(jnp.sum(jnp.exp(p) * jnp.where(p > -jnp.inf, q, 0), -1))
 
 
-def _neighbourhoods(x: Float[Array, "n p"], temperature: float) -> Float[Array, "n n"]:
+def _neighbourhoods(x: Float[AnyArray, "n p"], temperature: float) -> Float[Array, "n n"]:
     """Return the logarithm of the softmax; -inf on the diagonal."""
     x = unit_rows(x)
     cosines = x @ x.T / temperature
