@@ -13,6 +13,8 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
+from matplotlib.figure import Figure
+
 from alignment.evaluation import classes, human, results
 from alignment.evaluation.inputs import Inputs, Made, SkipError
 from alignment.evaluation.results import Section
@@ -43,12 +45,14 @@ def run(arguments: Arguments) -> Mapping[str, Section]:
     Raises:
       ValueError: if there is none, or a file is at fault.
     """
-    sections, skipped, drawn = {}, {}, {}
+    sections: dict[str, Section] = {}
+    skipped: dict[str, str] = {}
+    drawn: dict[str, Figure] = {}
     for name, evaluate in EVALUATIONS.items():
         try:
             section, found = evaluate(arguments)
-        except SkipError as reason:
-            skipped[name] = str(reason)
+        except SkipError as error:
+            skipped[name] = str(error)
             continue
         sections[name] = section
         drawn |= found

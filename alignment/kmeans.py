@@ -124,7 +124,7 @@ def _place(features: np.ndarray, mesh: Mesh) -> tuple[Array, Array]:
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     total = -(-n // shards) * shards
 
-    def rows(index: tuple[slice, ...]) -> np.ndarray:
+    def rows(index: Any) -> np.ndarray:
         part = np.asarray(features[index[0]], np.float32)
         missing = len(range(total)[index[0]]) - len(part)
         return np.pad(part, ((0, missing), (0, 0))) if missing else part
@@ -188,9 +188,9 @@ class Rows(NamedTuple):
     def unknown(cls, n: int, k: int) -> "Rows":
         """Return what is known before the first iteration: nothing."""
         return cls(
-            np.full(n, -1, np.int32),
-            np.full(n, np.inf, np.float32),
-            np.zeros((n, -(-k // GROUP)), np.float32),
+            jnp.full(n, -1, jnp.int32),
+            jnp.full(n, jnp.inf, jnp.float32),
+            jnp.zeros((n, -(-k // GROUP)), jnp.float32),
         )
 
 
@@ -199,7 +199,7 @@ class Sums(NamedTuple):
 
     total: Float[Array, "k p"]
     """Sum of the rows of each cluster."""
-    count: Float[Array, "k"]
+    size: Float[Array, "k"]
     """Number of them."""
 
 
@@ -216,8 +216,7 @@ def _lloyd(
     assign = assignment_step(mesh, config.chunk)
     n, k = len(x), config.clusters
     rows = jax.device_put(Rows.unknown(n, k), NamedSharding(mesh, BY_ROW))
-    sums = Sums(np.zeros(centres.shape, np.float32), np.zeros(k, np.float32))
-    moved = np.zeros(k, np.float32)
+    sums, moved = Sums(jnp.zeros_like(centres), jnp.zeros(k)), jnp.zeros(k)
     centres, sums, moved = jax.device_put((centres, sums, moved), NamedSharding(mesh, WHOLE))
     inertia = math.inf
     for iteration in range(1, config.max_iterations + 1):
@@ -228,7 +227,7 @@ def _lloyd(
         if before - inertia < config.tolerance * inertia or iteration == config.max_iterations:
             break
         centres, moved = _move(centres, sums)
-        empty = np.flatnonzero(np.asarray(sums.count) < 0.5)
+        empty = np.flatnonzero(np.asarray(sums.size) < 0.5)
         if empty.size:  # rare: each takes a row that is far from its centre
             far = np.argsort(np.where(np.asarray(real), np.asarray(rows.distance), -1))
             centres = centres.at[empty].set(features[far[: -empty.size - 1 : -1]])
@@ -245,8 +244,8 @@ def _lloyd(
 @jax.jit
 def _move(centres: Array, sums: Sums) -> tuple[Array, Array]:
     """Return the means of the clusters, and how far each centre moved; an empty one stays."""
-    means = sums.total / jnp.maximum(sums.count, 1)[:, None]
-    means = jnp.where(sums.count[:, None] < 0.5, centres, means)
+    means = sums.total / jnp.maximum(sums.size, 1)[:, None]
+    means = jnp.where(sums.size[:, None] < 0.5, centres, means)
     return means, jnp.linalg.norm(means - centres, axis=1)
 
 
@@ -306,7 +305,7 @@ def _assign(
             there = jnp.where(there < 0, len(centres), there)  # beyond the end: dropped
             change = Sums(
                 change.total.at[there].add(sign * part, mode="drop"),
-                change.count.at[there].add(sign, mode="drop"),
+                change.size.at[there].add(sign, mode="drop"),
             )
         return change
 

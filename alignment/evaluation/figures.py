@@ -33,7 +33,7 @@ def rsa_scatter(human: Float[np.ndarray, "n n"], models: RDMs) -> Figure:
     return figure
 
 
-def rdm_panels(matrices: RDMs, categories: Sequence[str] | None = None) -> Figure:
+def rdm_panels(matrices: RDMs, categories: Sequence[str] | np.ndarray | None = None) -> Figure:
     """Draw dissimilarity matrices side by side, as ranks, ordered by category."""
     n = len(next(iter(matrices.values())))
     groups = np.asarray(["" for _ in range(n)] if categories is None else categories)
@@ -80,7 +80,7 @@ def accuracy_by_level(
         bars = axes.bar(at, heights, width * 0.94, color=COLOURS[k % len(COLOURS)], label=name)
         axes.bar_label(bars, fmt="%.2f", fontsize=7)
     for i, level in enumerate(levels):
-        label = f"ceiling: {ceiling}" if i == 0 else None
+        label = f"ceiling: {ceiling}" if i == 0 else ""
         axes.hlines(ceilings[level], i - 0.45, i + 0.45, color="black", label=label)
     axes.axhline(1 / 3, color="grey", linestyle=":", label="chance")
     axes.set_xticks(x, levels)
@@ -99,7 +99,8 @@ def hierarchy_densities(changes: Mapping[str, Mapping[str, Float[np.ndarray, "pa
     figure = Figure(figsize=(4.2 * len(changes) + 0.4, 3.3), layout="constrained")
     panels = figure.subplots(1, len(changes), sharex=True, squeeze=False)[0]
     pooled = np.concatenate([v for by_relation in changes.values() for v in by_relation.values()])
-    x = np.linspace(*np.quantile(pooled, [0.001, 0.999]), 300)
+    low, high = np.quantile(pooled, [0.001, 0.999])
+    x = np.linspace(low, high, 300)
     for axes, (name, by_relation) in zip(panels, changes.items(), strict=True):
         for relation, values in by_relation.items():
             colour = COLOURS[RELATIONS.index(relation)]

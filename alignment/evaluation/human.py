@@ -1,5 +1,6 @@
 """Evaluations against human judgments, each of all models that have the features for it."""
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -58,7 +59,10 @@ def _differing(
     triplets: np.ndarray, teacher: Features, student: Features
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return triplets where human, teacher and student choose differently, the surest first."""
-    cosines = [np.asarray(pair_logits(unit_rows(f.features), triplets)) for f in (teacher, student)]
+    cosines = [
+        np.asarray(pair_logits(unit_rows(jnp.asarray(f.features)), triplets))
+        for f in (teacher, student)
+    ]
     choices = {
         "human": np.full(len(triplets), 2),
         "teacher": odd_image(cosines[0]),

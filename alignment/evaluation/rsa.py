@@ -51,7 +51,8 @@ def correlate(
     x, y = upper_triangle(a), upper_triangle(b)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         raise ValueError("all dissimilarities are the same: they correlate with nothing")
-    return float((spearmanr if kind == "spearman" else pearsonr)(x, y).statistic)
+    found = spearmanr(x, y) if kind == "spearman" else pearsonr(x, y)
+    return float(found.statistic)
 
 
 def noise_ceiling(
@@ -86,9 +87,9 @@ def rsa(
     mean = human.mean(0)
     scores = {}
     for metric in ("cosine", "correlation"):
-        ours = rdm(features, metric)  # type: ignore[arg-type]
+        ours = rdm(features, metric)
         for kind in ("spearman", "pearson"):
-            scores[f"{prefix}{kind}_{metric}"] = correlate(ours, mean, kind)  # type: ignore[arg-type]
+            scores[f"{prefix}{kind}_{metric}"] = correlate(ours, mean, kind)
     return scores
 
 

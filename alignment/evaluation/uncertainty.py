@@ -32,10 +32,8 @@ def against_answers(
     human = answers.probabilities
     scores = {
         "probability_pearson": _correlation(pearsonr, np.exp(log_p).ravel(), human.ravel()),
-        "entropy_spearman": _correlation(
-            spearmanr, entropy(np.exp(log_p), axis=1), entropy(human, axis=1)
-        ),
-        "kl": float((-entropy(human, axis=1) - (human * log_p).sum(1)).mean()),
+        "entropy_spearman": _correlation(spearmanr, _entropies(np.exp(log_p)), _entropies(human)),
+        "kl": float((-_entropies(human) - (human * log_p).sum(1)).mean()),
         "modal_spearman": _correlation(spearmanr, log_p.max(1), human.max(1)),
     }
     return {prefix + name: value for name, value in scores.items()}
@@ -44,6 +42,10 @@ def against_answers(
 def _correlation(kind: Callable, a: np.ndarray, b: np.ndarray) -> float:
     """Return the correlation; NaN where one side is constant."""
     return float("nan") if np.ptp(a) == 0 or np.ptp(b) == 0 else float(kind(a, b).statistic)
+
+
+def _entropies(p: Float[np.ndarray, "m 3"]) -> Float[np.ndarray, "m"]:
+    return np.asarray(entropy(p, axis=1))
 
 
 def response_time_spearman(
@@ -72,7 +74,7 @@ def response_time_spearman(
         return float("nan")
     times = np.array([trim_mean(group, trim) for group in groups])
     p = softmax(np.asarray(pair_logits(features, distinct), np.float64), axis=1)
-    return _correlation(spearmanr, entropy(p, axis=1), times)
+    return _correlation(spearmanr, _entropies(p), times)
 
 
 def calibration_error(
@@ -129,14 +131,15 @@ def best_temperature(
     def distance(log_temperature: float) -> float:
         log_q = log_softmax(logits / np.exp(log_temperature), axis=1)
         if divergence == "kl":
-            return float((-entropy(target, axis=1) - (target * log_q).sum(1)).mean())
+            return float((-_entropies(target) - (target * log_q).sum(1)).mean())
         q = np.exp(log_q)
         middle = (target + q) / 2
         js = (rel_entr(target, middle) + rel_entr(q, middle)).sum(1) / 2
         return float(np.sqrt(np.maximum(js, 0)).mean())
 
     # Distances need not have one valley: look everywhere first, then closely.
-    grid = np.linspace(*np.log(TEMPERATURES), 61)
+    low, high = np.log(TEMPERATURES)
+    grid = np.linspace(low, high, 61)
     best = int(np.argmin([distance(t) for t in grid]))
     bounds = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
     found = minimize_scalar(distance, bounds=bounds, method="bounded", options={"xatol": 1e-4})

@@ -92,7 +92,7 @@ def test_bounds_spare_the_rows_that_cannot_have_moved():
     np.testing.assert_array_equal(found.cluster[48:], nearest[48:])
     # The rows that moved leave one cluster and enter another.
     change = np.bincount(nearest[48:], minlength=4) - np.bincount(wrong[48:], minlength=4)
-    np.testing.assert_array_equal(sums.count, change)
+    np.testing.assert_array_equal(sums.size, change)
 
 
 def test_more_clusters_than_distinct_rows():
