@@ -124,13 +124,13 @@ class ArrayImages(ImageSource):
 
     A file holds `images`, uint8 (n, H, W, 3), or without the last axis where they are grey. It may
     hold names (`names`, `filename`, `filenames` or `source`; row numbers otherwise), classes as
-    numbers or words (`labels` or `label`, `label_names` or `class_names`), and `coarse` with
-    `coarse_names`.
+    numbers or words (`labels`, `wnid` or `label`; `label_names` or `class_names`), and `coarse`
+    with `coarse_names`.
     """
 
     _NAMES: ClassVar[Mapping[str, Sequence[str]]] = {
         "names": ("names", "filename", "filenames", "source"),
-        "labels": ("labels", "label"),
+        "labels": ("labels", "wnid", "label"),
         "label_names": ("label_names", "class_names"),
         "coarse": ("coarse",),
         "coarse_names": ("coarse_names",),

@@ -34,7 +34,7 @@ from common.report import provenance, table
 
 OUTPUT = pathlib.Path(__file__).with_suffix(".json")
 SIZE, BATCH = 224, 64
-NOISE = 9.0
+NOISE = 18.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

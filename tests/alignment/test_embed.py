@@ -1,6 +1,10 @@
 """The command that computes features: what it writes, resuming, several hosts, bad images."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -153,6 +157,42 @@ def test_hosts_share_the_work(images, model, monkeypatch):
     assert loaded[0] == [*range(6), *range(18, 21)]
     monkeypatch.undo()
     assert_near(Features.read(output).features, expected(named("siglip", 32)))
+
+
+HOST = """
+import sys, jax
+jax.config.update("jax_platforms", "cpu")
+host, port, *arguments = sys.argv[1:]
+jax.distributed.initialize(f"localhost:{port}", 2, int(host))
+from alignment import embed
+embed.main(arguments)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_file(images, model):
+    """For real: each has two devices of its own, and they wait for each other."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    output = images.parent / "features.npz"
+    options = {"images": images, "model": model, "output": output, "part": 4, "batch-size": 4}
+    flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOST, str(host), str(port), *flags],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for host in (0, 1)
+    ]
+    for process in hosts:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert_near(Features.read(output).features, expected(named("siglip", 32)))
+    assert not output.with_name("features.npz.parts").exists()
 
 
 @pytest.fixture

@@ -108,6 +108,17 @@ def test_arrays_are_read_with_their_names_and_classes(tmp_path):
     assert (grey.labels.tolist(), grey.label_names.tolist()) == ([1, 0, 1], ["cat", "dog"])
 
 
+def test_shared_images_are_read(shared_alignment):
+    sample = open_images(shared_alignment / "imagenet_sample" / "imagenet_1000x64px.npz")
+    assert len(sample) == len(sample.label_names) == 1000  # by WordNet ids: two are called "crane"
+    assert sample.image(7).shape == (64, 64, 3)
+    pairs = open_images(
+        shared_alignment / "alignet_validation" / "alignet_vs_unalignet_200pairs_128px.npz"
+    )
+    assert (len(pairs), pairs.labels) == (400, None)
+    assert pairs.names[0].startswith("n")
+
+
 def test_data_sets_are_read(tmp_path):
     rows = [encode(picture(4, 5, 3, seed=i)) for i in range(3)]
     features = datasets.Features(

@@ -25,11 +25,17 @@ def abstract(config):
 @functools.lru_cache
 def lively(config):
     """Draw parameters, none of which is at a value that does nothing."""
-    leaves, structure = jax.tree.flatten(jax.jit(init, static_argnums=0)(config, jax.random.key(0)))
     rng = np.random.default_rng(0)
-    return jax.tree.unflatten(
-        structure, [leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
-    )
+
+    def value(name, shape):
+        normal = rng.normal(size=shape).astype(np.float32)
+        if name.endswith("kernel"):
+            return 0.15 * normal
+        return 1 + 0.1 * normal if name.endswith("scale") else 0.3 * normal
+
+    shapes = abstract(config)
+    leaves = [value(name, leaf.shape) for name, leaf in named_leaves(shapes)]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
 def draw(config, count=4):
@@ -96,7 +102,7 @@ def test_sharding_rules_split_every_matrix(name):
         assert parts == expected, parameter
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ["clip-tiny", "siglip-tiny"])
 def test_eight_devices_give_the_features_and_gradient_of_one(name):
     config = preset(name)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
@@ -119,7 +125,7 @@ def test_how_blocks_are_run_changes_nothing(changes):
     assert_near(found, expected)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", ["clip-tiny", "siglip-tiny"])
 def test_bfloat16_is_near(name):
     config = preset(name)
     params, images = lively(config), draw(config)

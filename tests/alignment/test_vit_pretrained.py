@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import transformers
 
 from alignment.images.preprocess import named
 from alignment.vit.hf_format import architecture, render_config
@@ -72,6 +73,16 @@ def test_mean_pooling_comes_back(tmp_path):
 def test_a_native_preprocessing_comes_back(name, tmp_path):
     found = from_pretrained(save(tmp_path, preset("vit-tiny"), name))
     assert found.preprocessing == named(name, 32)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_transformers_reads_the_preprocessing(name, tmp_path):
+    save(tmp_path, preset("vit-tiny"), name)
+    image = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
+    preprocessing = named(name, 32)
+    found = transformers.AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="np")
+    expected = preprocessing.normalise(preprocessing.resize(image)).transpose(2, 0, 1)
+    np.testing.assert_allclose(found.pixel_values[0], expected, atol=2e-6)
 
 
 def test_the_family_says_what_a_missing_processor_would(tmp_path):
