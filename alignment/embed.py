@@ -94,7 +94,6 @@ def run(arguments: Arguments) -> pathlib.Path:
         "names sha256": hashlib.sha256("\n".join(source.names).encode()).hexdigest(),
         "dtype": arguments.dtype,
         "bad_images": arguments.bad_images,
-        "part": arguments.part,
     }
     output, settings = arguments.output, arguments.output.with_suffix(".json")
     if output.exists():
@@ -102,16 +101,18 @@ def run(arguments: Arguments) -> pathlib.Path:
         print(f"{output} is there already, made in the same way")
         return output
     folder = output.with_name(f"{output.name}.parts")
+    in_parts = {**record, "part": arguments.part}
     if (folder / "record.json").exists():
-        _check_record(folder / "record.json", record, folder)
+        _check_record(folder / "record.json", in_parts, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "record.json", record)
+    _write_json(folder / "record.json", in_parts)
     _embed_parts(arguments, source, checkpoint, preprocessing, folder)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("alignment.embed")
     if jax.process_index() == 0:
-        skipped = _merge(folder, source, arguments, str(preprocessing))
+        features, skipped = _merge(folder, source, arguments, str(preprocessing))
         _write_json(settings, {**record, "skipped": skipped})
+        features.write(output)
         shutil.rmtree(folder)
         print(f"written: {output}, {settings}")
     return output
@@ -215,8 +216,8 @@ def _report(
 
 def _merge(
     folder: pathlib.Path, source: ImageSource, arguments: Arguments, preprocessing: str
-) -> list[str]:
-    """Put the parts together; return what was left out."""
+) -> tuple[Features, list[str]]:
+    """Put the parts together; also return what was left out."""
     rows, features, skipped = [], [], []
     for part in range(-(-len(source) // arguments.part)):
         path = _part_file(folder, part)
@@ -231,7 +232,7 @@ def _merge(
     kept = np.concatenate(rows)
     if skipped:
         print(f"{len(skipped):,} of {len(source):,} images were left out, see the .json")
-    Features(
+    found = Features(
         features=np.concatenate(features),
         names=source.names[kept],
         model=arguments.model,
@@ -240,8 +241,8 @@ def _merge(
         label_names=source.label_names,
         coarse=None if source.coarse is None else source.coarse[kept],
         coarse_names=source.coarse_names,
-    ).write(arguments.output)
-    return skipped
+    )
+    return found, skipped
 
 
 def _part_file(folder: pathlib.Path, part: int) -> pathlib.Path:

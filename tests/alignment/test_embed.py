@@ -116,6 +116,8 @@ def test_a_killed_run_goes_on(images, model, monkeypatch):
     monkeypatch.setattr(embed, "load_batches", spying)
     with pytest.raises(ValueError, match=r"made with other settings \(dtype: 'float32' ->"):
         embed.run(arguments(images, model, dtype="bfloat16"))
+    with pytest.raises(ValueError, match=r"made with other settings \(part: 6 -> 7\)"):
+        embed.run(arguments(images, model, part=7))
     found = Features.read(embed.run(arguments(images, model)))
     assert loaded == [18, 19, 20]
     assert_near(found.features, expected(named("siglip", 32)))
@@ -126,7 +128,7 @@ def test_what_is_there_is_not_computed_again_nor_overwritten(images, model, monk
     embed.run(arguments(images, model))
     before = (images.parent / "features.npz").read_bytes()
     monkeypatch.setattr(embed, "Embedder", None)
-    embed.run(arguments(images, model))
+    embed.run(arguments(images, model, part=5, workers=2))
     assert "is there already" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"preprocessing\.name: 'siglip' -> 'alignet'"):
         embed.run(arguments(images, model, preprocessing="alignet"))
