@@ -10,7 +10,7 @@ from alignment.evaluation.hierarchy import (
     distances_by_relation,
     sample_images,
 )
-from alignment.evaluation.inputs import Inputs, Made, SkipError, load, pictures_of
+from alignment.evaluation.inputs import Inputs, Made, SkipError, before_and_after, load, pictures_of
 from alignment.evaluation.probes import few_shot, linear_probe, shift_probe
 from alignment.evaluation.results import Section
 from alignment.evaluation.rsa import correlate, rdm
@@ -78,9 +78,7 @@ def evaluate_hierarchy(inputs: Inputs) -> Made:
         labels = first.names.tolist()
         if pictures is None and first.labels is not None and first.label_names is not None:
             labels = first.label_names[first.labels].tolist()
-        drawn["neighbours"] = figures.neighbours(
-            {name: f.features for name, f in models.items()}, chosen, labels, pictures
-        )
+        drawn["neighbours"] = figures.neighbours(before_and_after(models), chosen, labels, pictures)
     return section, drawn
 
 

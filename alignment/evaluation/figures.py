@@ -78,7 +78,7 @@ def accuracy_by_level(
         at = x + (k - (len(accuracies) - 1) / 2) * width
         heights = [by_level[level] for level in levels]
         bars = axes.bar(at, heights, width * 0.94, color=COLOURS[k % len(COLOURS)], label=name)
-        axes.bar_label(bars, fmt="%.2f", fontsize=7)
+        axes.bar_label(bars, fmt="%.2f", fontsize=7, label_type="center", color="white")
     for i, level in enumerate(levels):
         label = f"ceiling: {ceiling}" if i == 0 else ""
         axes.hlines(ceilings[level], i - 0.45, i + 0.45, color="black", label=label)
@@ -114,7 +114,7 @@ def hierarchy_densities(changes: Mapping[str, Mapping[str, Float[np.ndarray, "pa
         axes.set_xlabel("change of relative distance (negative: closer)")
         axes.set_ylim(0, 1.5 * axes.get_ylim()[1])  # room for the legend
         title = "pairs (mean change)"
-        axes.legend(fontsize=7, frameon=False, title=title, title_fontsize=7, loc="upper left")
+        axes.legend(fontsize=7, title=title, title_fontsize=7, loc="upper left", framealpha=1)
     panels[0].set_ylabel("density")
     return figure
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from alignment.evaluation import figures
 from alignment.evaluation.answers import Answers
 from alignment.evaluation.hierarchy import sample_images
-from alignment.evaluation.inputs import Inputs, Made, given, load, pictures_of
+from alignment.evaluation.inputs import Inputs, Made, before_and_after, given, load, pictures_of
 from alignment.evaluation.levels import level_scores, read_levels
 from alignment.evaluation.odd_one_out import odd_image, odd_one_out
 from alignment.evaluation.pairs import ValidationPairs, pair_scores
@@ -44,7 +44,7 @@ def evaluate_triplets(inputs: Inputs) -> Made:
         pictures = pictures_of(inputs.pictures.things, names)
         chosen = sample_images(len(names), SHOWN, inputs.seed)
         drawn["neighbours_things"] = figures.neighbours(
-            {name: f.features for name, f in models.items()}, chosen, names.tolist(), pictures
+            before_and_after(models), chosen, names.tolist(), pictures
         )
         if {"teacher", "after"} <= models.keys():
             rows, choices = _differing(triplets, models["teacher"], models["after"])

@@ -134,6 +134,13 @@ def load(inputs: Inputs, images: str) -> dict[str, Features]:
     return found
 
 
+def before_and_after(models: Mapping[str, Features]) -> dict[str, np.ndarray]:
+    """Return the features of the model before and after, where both are given; of all otherwise."""
+    pair = ("before", "after")
+    names = pair if models.keys() >= set(pair) else tuple(models)
+    return {name: models[name].features for name in names}
+
+
 def given(path: pathlib.Path | None, option: str) -> pathlib.Path:
     """Return the path of a file of human judgments, or raise SkipError where none is given."""
     if path is None:
