@@ -26,6 +26,8 @@ from alignment.files import PathLike, read_array, read_arrays, write_arrays
 
 PAIRS = ((0, 1), (0, 2), (1, 2))
 """Columns of the three pairs of a triplet."""
+BLOCK = 256
+"""Triplets whose rows are looked up together."""
 RAW_COLUMNS = ("image1", "image2", "image3", "choice")
 """Header of a raw release: 1-based objects, and the position (1, 2, 3) of the odd one."""
 
@@ -181,18 +183,36 @@ def split_by_object(
 # --- Choices ----------------------------------------------------------------------------------
 
 
+def pair_products(
+    first: Float[AnyArray, "*batch p"],
+    second: Float[AnyArray, "*batch p"],
+    third: Float[AnyArray, "*batch p"],
+) -> Float[Array, "*batch 3"]:
+    """Return the dot products of the pairs of three objects: [s01, s02, s12]."""
+    x = (first, second, third)
+    return jnp.stack([jnp.sum(x[a] * x[b], -1) for a, b in PAIRS], -1)
+
+
 @jax.jit
 def pair_logits(
-    features: Float[AnyArray, "n p"], triplets: Int[AnyArray, "m 3"]
-) -> Float[Array, "m 3"]:
+    features: Float[AnyArray, "n *members p"], triplets: Int[AnyArray, "m 3"]
+) -> Float[Array, "m *members 3"]:
     """Return the dot products of each triplet's pairs: [s01, s02, s12].
 
     Their softmax is the probability of each pair to be chosen, at temperature 1:
     `p({a,b} | {i,j,k}) = exp(S_ab) / (exp(S_ij) + exp(S_ik) + exp(S_jk))`.
+
+    Features of several members lie side by side in the rows of an object, so that one look-up
+    serves all: a `vmap` over members would be several times slower.
     """
-    # Pair by pair, compiled: XLA then gathers, multiplies and sums without storing the rows.
-    products = [jnp.sum(features[triplets[:, a]] * features[triplets[:, b]], -1) for a, b in PAIRS]
-    return jnp.stack(products, -1)
+
+    def one(triplet: Array) -> Array:
+        i, j, k = triplet
+        return pair_products(features[i], features[j], features[k])
+
+    # A few hundred triplets at a time, whose rows stay in the cache, and which the backward pass
+    # looks up anew: storing the rows of all triplets takes several times longer, and gigabytes.
+    return jax.lax.map(jax.checkpoint(one), jnp.asarray(triplets), batch_size=BLOCK)
 
 
 def unit_rows(features: Float[AnyArray, "n p"]) -> Float[Array, "n p"]:

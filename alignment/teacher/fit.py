@@ -24,7 +24,7 @@ import optax
 from jax import Array
 from jaxtyping import Float, Int
 
-from alignment.judgments import PAIRS, AnyArray, pair_logits
+from alignment.judgments import PAIRS, AnyArray, pair_products
 from alignment.teacher.choices import Choices
 from alignment.teacher.objective import cross_entropy, distance_to_scaled_identity, local_loss
 from common.optim import OptimConfig, make_optimizer
@@ -259,8 +259,8 @@ def _loss(
     config: FitConfig,
 ) -> Float[Array, ""]:
     z = x @ weights + bias
-    if config.objects_per_step is None:
-        logits = pair_logits(z, triplets)
+    if config.objects_per_step is None:  # the rows are those of the triplets, one after the other
+        logits = pair_products(z[0::3], z[1::3], z[2::3])
     else:
         logits = _block_logits(z, triplets)
     loss = cross_entropy(logits, targets).mean()

@@ -58,7 +58,7 @@ class Arguments:
     """Prior of each coordinate."""
     steps: int = 2000
     """Optimizer steps."""
-    batch_size: int = 65_536
+    batch_size: int = 8192
     """Triplets of a step."""
     learning_rate: float = 0.02
     """Peak of Adam's learning rate, which falls to 0 with half a cosine."""

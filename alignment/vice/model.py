@@ -13,7 +13,8 @@ dimensions that the choices do not need. Both parts are estimated with one sampl
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from alignment import judgments
 from alignment.judgments import Triplets
@@ -31,7 +32,8 @@ from common.metrics import Metrics
 from common.rng import Rngs
 
 Params = Mapping[str, Array]
-"""`mean` and `log_scale`, each (seeds, objects, dimensions)."""
+"""`mean` and `log_scale`, each (objects, seeds, dimensions): one look-up of an object gives its
+coordinates in all seeds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,41 +112,28 @@ class Vice(Task):
             raise ValueError(f"{self.triplets}: {len(found)} triplets are too few to hold some out")
         return found[~held_out], found[held_out]
 
-    def init(self, key: Array) -> Params:
-        """Draw the means uniformly from 0 to 1 and spread them by `initial_scale`."""
-        # Keys of their own, so that an embedding does not depend on how many are fitted.
+    def _by_seed(self, draw: Callable[..., Array], key: Array) -> Float[Array, "n seeds d"]:
+        """Draw numbers with a key for each seed, so that it does not depend on the others."""
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(self.seeds))
         shape = (len(self.objects), self.dimensions)
-        mean = jax.vmap(lambda k: jax.random.uniform(k, shape))(keys)
-        return {"mean": mean, "log_scale": jnp.full(mean.shape, jnp.log(self.initial_scale))}
+        return jax.vmap(lambda k: draw(k, shape), out_axes=1)(keys)
+
+    def init(self, key: Array) -> Params:
+        """Draw the means uniformly from 0 to 1 and spread them by `initial_scale`."""
+        mean = self._by_seed(jax.random.uniform, key)
+        return {"mean": mean, "log_scale": jnp.full_like(mean, math.log(self.initial_scale))}
 
     def loss(self, params: Params, batch: Any, rngs: Rngs) -> Metrics:
-        """Negative evidence bound a triplet, summed over the seeds."""
-        keys = jax.random.split(rngs("posterior"), self.seeds)
-        one = functools.partial(self._bound, batch["triplets"])
-        likelihood, divergence = jax.vmap(one)(params["mean"], params["log_scale"], keys)
+        """Negative evidence bound a triplet, at one sample of the posterior; sum over the seeds."""
+        noise = self._by_seed(jax.random.normal, rngs("posterior"))
+        x = params["mean"] + jnp.exp(params["log_scale"]) * noise
+        logits = judgments.pair_logits(jax.nn.relu(x), batch["triplets"])
+        nll = -jax.nn.log_softmax(logits)[..., 0].sum(0)
+        # log q(x) - log p(x)
+        excess = -(params["log_scale"] + noise**2 / 2 + self.prior.log_density(x)).sum((0, 2))
         rows = jnp.asarray(len(batch["triplets"]), jnp.float32)
-        bound = likelihood + divergence * rows / len(self.split[0])
-        return {
-            "loss": Mean(bound.sum(), rows),
-            "bound": Mean(bound, rows),
-            "nll": Mean(likelihood, rows),
-        }
-
-    def _bound(
-        self,
-        triplets: Int[Array, "b 3"],
-        mean: Float[Array, "n d"],
-        log_scale: Float[Array, "n d"],
-        key: Array,
-    ) -> tuple[Array, Array]:
-        """Return minus the log-likelihood of the batch, and `log q - log p`, at one sample."""
-        noise = jax.random.normal(key, mean.shape)
-        x = mean + jnp.exp(log_scale) * noise
-        logits = judgments.pair_logits(jax.nn.relu(x), triplets)
-        likelihood = -jax.nn.log_softmax(logits)[:, 0].sum()
-        divergence = -(log_scale + noise**2 / 2 + self.prior.log_density(x)).sum()
-        return likelihood, divergence
+        bound = nll + excess * rows / len(self.split[0])
+        return {"loss": Mean(bound.sum(), rows), "bound": Mean(bound, rows), "nll": Mean(nll, rows)}
 
     def data(self, *, batch_size: int, seed: int) -> Data:
         """Return the training triplets, shuffled in each epoch."""
@@ -156,14 +145,18 @@ class Vice(Task):
 
     def sharding_rules(self) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
         """Spread the seeds over the axis `tensor`."""
-        return ((".*", ("tensor",)),)
+        return ((".*", (None, "tensor")),)
 
     def embeddings(self, params: Params) -> list[Embedding]:
         """Return the posterior of each seed, dimensions unpruned."""
         host = jax.device_get(dict(params))
         return [
-            Embedding(mean=mean, scale=np.exp(log_scale), names=self.objects)
-            for mean, log_scale in zip(host["mean"], host["log_scale"], strict=True)
+            Embedding(
+                mean=host["mean"][:, seed],
+                scale=np.exp(host["log_scale"][:, seed]),
+                names=self.objects,
+            )
+            for seed in range(self.seeds)
         ]
 
 

@@ -2,6 +2,8 @@
 
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -129,6 +131,26 @@ def test_choices():
     assert judgments.correct(logits).tolist() == [False, True]  # a tie is wrong
     unit = judgments.unit_rows(np.array([[3.0, 4], [0, 0]]))
     np.testing.assert_allclose(unit, [[0.6, 0.8], [0, 0]], rtol=1e-6)
+
+
+def test_members_side_by_side():
+    """Each member's similarities, and their gradients, are those that it has alone."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6, 2, 3)).astype(np.float32)
+    triplets = np.stack([rng.permutation(6)[:3] for _ in range(300)])  # more than a block
+    targets = rng.normal(size=(300, 3)).astype(np.float32)
+
+    def loss(x, targets):
+        return jnp.sum(judgments.pair_logits(x, triplets) * targets)
+
+    both = jax.grad(loss)(x, targets[:, None])
+    for member in range(2):
+        s = x[:, member] @ x[:, member].T
+        expected = [s[triplets[:, a], triplets[:, b]] for a, b in ((0, 1), (0, 2), (1, 2))]
+        found = judgments.pair_logits(x, triplets)[:, member]
+        np.testing.assert_allclose(found.T, expected, rtol=1e-5, atol=1e-6)
+        alone = jax.grad(loss)(x[:, member], targets)
+        np.testing.assert_allclose(both[:, member], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_transform(tmp_path):
