@@ -90,7 +90,7 @@ class Pipeline:
             arguments = dataclasses.replace(
                 self.embed,
                 images=f"{self.world.out}/{images}.npz",
-                model=network.workdir,
+                model=str(network.workdir),
                 output=pathlib.Path(f"{{workdir}}/features/{name}_{images}.npz"),
             )
             yield Stage(f"embed {images}, {name}", embed.run, arguments)

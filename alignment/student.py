@@ -223,10 +223,10 @@ class TripletAccuracy:
 
     def __call__(self, params: Params, mesh: Mesh) -> Mapping[str, float]:
         """Return the accuracy and the loss of each sampling."""
-        found = {}
+        found: dict[str, float] = {}
         for sampling, data in self._data.items():
             total = None
-            for i in range(self.task.eval_batches):
+            for i in range(min(self.task.eval_batches, data.batches)):
                 part = self._step(params, place(data.batch(i), mesh))
                 total = part if total is None else merge(total, part)
                 await_simulated(total, mesh)

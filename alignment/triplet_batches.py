@@ -121,8 +121,8 @@ class TripletBatches(Data):
         return found
 
     @functools.cached_property
-    def _order(self) -> EpochOrder:
-        return EpochOrder(len(self), seed=self._seed)
+    def _order(self) -> EpochOrder | None:
+        return None if self._seed is None else EpochOrder(len(self), seed=self._seed)
 
     def __len__(self) -> int:
         """Return the number of whole groups in the file."""
@@ -136,9 +136,8 @@ class TripletBatches(Data):
     def batch(self, step: int) -> Arrays:
         """Return the batch of a step."""
         start = step * self._groups
-        if self._seed is None:
-            groups = np.arange(start, start + self._groups)
-        else:
+        groups = np.arange(start, start + self._groups)
+        if self._order is not None:
             groups = self._order.rows(start, self._groups)
         rows = groups[:, None] * self._data_set.group_triplets
         rows = rows + np.arange(self._data_set.group_triplets)

@@ -24,9 +24,9 @@ class Observers:
 
     count: int = 20
     """Observers; triplets are dealt out to them in turn."""
-    superordinate: float = 2.0
+    superordinate: float = 3.0
     """Similarity that sharing the superordinate class gives."""
-    basic: float = 2.0
+    basic: float = 1.5
     """Similarity that sharing the basic class adds."""
     subordinate: float = 1.0
     """Similarity that sharing the subordinate class adds."""

@@ -123,8 +123,8 @@ class World:
         own = [self.level_of(labels, l) for l in LEVELS]
         depth = LEVELS.index(level)
         rng = np.random.default_rng((seed, depth))
-        found, tries = [], 0
-        while sum(map(len, found)) < count:
+        found, tries = np.empty((0, 3), np.int64), 0
+        while len(found) < count:
             rows = rng.integers(0, len(labels), (200_000, 3))
             fits = rows[:, 0] != rows[:, 1]
             for l, classes in enumerate(own):
@@ -132,8 +132,8 @@ class World:
                 fits &= (a == b) if l <= depth else (a != b)
                 if l <= depth:
                     fits &= (odd == a) if l < depth else (odd != a)
-            found.append(rows[fits])
+            found = np.concatenate([found, rows[fits]])
             tries += 1
-            if tries == 50 and not sum(map(len, found)):
+            if tries == 50 and not len(found):
                 raise ValueError(f"these {len(labels)} images hold no triplet of level {level}")
-        return np.concatenate(found)[:count].astype(np.int32)
+        return found[:count].astype(np.int32)

@@ -205,7 +205,7 @@ class Torch:
             # Decoupled: from the parameters before the step, as ours.
             self._torch._foreach_lerp_(self._parameters, self._start, RATE)
         self._optimizer.step()
-        return float(loss)
+        return loss.item()
 
 
 def in_turn(sides: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, Any]:
