@@ -23,17 +23,25 @@ def read_transformed(path: PathLike, transform: PathLike | None) -> Features:
     if transform is None:
         return found
     try:
-        mapped = apply_transform(Transform.read(transform), found.features)
+        mapped = apply_transform(Transform.read(transform), found.features, overwrite=True)
     except ValueError as error:
         raise ValueError(f"{path} with {transform}: {error}") from error
     return dataclasses.replace(found, features=mapped)
 
 
 def apply_transform(
-    transform: Transform, features: Float[np.ndarray, "n p"]
+    transform: Transform, features: Float[np.ndarray, "n p"], *, overwrite: bool = False
 ) -> Float[np.ndarray, "n q"]:
-    """Transform features block by block; float32."""
-    mapped = np.empty((len(features), transform.weights.shape[1]), np.float32)
-    for start in range(0, len(features), BLOCK):
+    """Transform features block by block; float32.
+
+    Args:
+      transform: the transform.
+      features: the features.
+      overwrite: write over the features where the dimension stays: those of a whole ImageNet need
+        not have room twice.
+    """
+    n, (p, q) = len(features), transform.weights.shape
+    mapped = features if overwrite and p == q else np.empty((n, q), np.float32)
+    for start in range(0, n, BLOCK):
         mapped[start : start + BLOCK] = transform(features[start : start + BLOCK])
     return mapped

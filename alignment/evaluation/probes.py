@@ -6,6 +6,7 @@ fitted by L-BFGS; the whole grid of C is fitted at once.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,12 @@ class LogisticRegression:
     bias: Float[Array, "grid classes"]
     """float32."""
 
+    def only(self, index: int) -> "LogisticRegression":
+        """Return the classifier of one C."""
+        return LogisticRegression(
+            weights=self.weights[index : index + 1], bias=self.bias[index : index + 1]
+        )
+
     def predict(self, features: Float[np.ndarray, "n p"]) -> Int[np.ndarray, "grid n"]:
         """Return the most probable class."""
         return np.stack(
@@ -41,9 +48,9 @@ class LogisticRegression:
 def fit_logistic(
     features: Float[np.ndarray, "n p"],
     labels: Int[np.ndarray, "n"],
-    c: Float[np.ndarray, "grid"],
     *,
     classes: int,
+    c: Sequence[float] = GRID,
     rows: Bool[np.ndarray, "n"] | None = None,
     iterations: int = 500,
     tolerance: float = 1e-4,
@@ -53,8 +60,8 @@ def fit_logistic(
     Args:
       features: not standardised here.
       labels: 0 to classes - 1.
-      c: the inverse strengths of the penalty.
       classes: number of classes.
+      c: the inverse strengths of the penalty.
       rows: which rows to fit; all by default.
       iterations: steps of L-BFGS at most.
       tolerance: stop when no derivative of the objective, per row, is larger.
@@ -64,7 +71,7 @@ def fit_logistic(
         jnp.asarray(features, jnp.float32),
         jnp.asarray(labels, jnp.int32),
         jnp.asarray(weight / weight.sum()),
-        jnp.asarray(1 / (c * weight.sum()), jnp.float32),
+        jnp.asarray(1 / (np.array(c) * weight.sum()), jnp.float32),
         iterations,
         tolerance,
         classes=classes,
@@ -107,20 +114,28 @@ def _fit(
     return split(minimize(value_and_grad, start, iterations=iterations, tolerance=tolerance))
 
 
-def choose_c(
+def best_fit(
     features: Float[np.ndarray, "n p"],
     labels: Int[np.ndarray, "n"],
     folds: Int[np.ndarray, "n"],
     *,
     classes: int,
-) -> float:
-    """Return the C of GRID with the best accuracy on held-out folds; of equals, the smallest."""
+) -> LogisticRegression:
+    """Fit all rows with the C of GRID that is best on rows held out; of equals, the smallest.
+
+    Args:
+      features: of the rows.
+      labels: their classes.
+      folds: which rows are held out together; those of fold -1 never are.
+      classes: number of classes.
+    """
     hits = np.zeros(len(GRID))
-    for fold in np.unique(folds):
+    for fold in np.unique(folds[folds >= 0]):
         held_out = folds == fold
-        model = fit_logistic(features, labels, np.array(GRID), classes=classes, rows=~held_out)
+        model = fit_logistic(features, labels, classes=classes, rows=~held_out)
         hits += (model.predict(features[held_out]) == labels[held_out]).sum(1)
-    return GRID[int(np.argmax(hits))]
+    # The whole grid once more: to compile for a single C would take longer.
+    return fit_logistic(features, labels, classes=classes).only(int(np.argmax(hits)))
 
 
 def linear_probe(
@@ -135,9 +150,7 @@ def linear_probe(
     x, y = train
     classes = int(y.max()) + 1
     held_out = np.random.default_rng(seed).permutation(len(y)) < len(y) / 10
-    model = fit_logistic(x, y, np.array(GRID), classes=classes, rows=~held_out)
-    hits = (model.predict(x[held_out]) == y[held_out]).sum(1)
-    model = fit_logistic(x, y, np.array([GRID[int(np.argmax(hits))]]), classes=classes)
+    model = best_fit(x, y, np.where(held_out, 0, -1), classes=classes)
     return [float((model.predict(x_test)[0] == y_test).mean()) for x_test, y_test in tests]
 
 
@@ -179,10 +192,10 @@ def few_shot(
         by_class = order[np.argsort(y[order], kind="stable")]
         place = np.arange(len(y)) - np.repeat(np.cumsum(counts) - counts, counts)
         chosen, folds = by_class[place < shots], place[place < shots]
-        c = 1.0
         if shots > 1:
-            c = choose_c(x[chosen], y[chosen], folds, classes=classes)
-        model = fit_logistic(x[chosen], y[chosen], np.array([c]), classes=classes)
+            model = best_fit(x[chosen], y[chosen], folds, classes=classes)
+        else:
+            model = fit_logistic(x[chosen], y[chosen], classes=classes, c=[1.0])
         accuracies.append((model.predict(x_test)[0] == y_test).mean())
     return float(np.mean(accuracies)), float(np.std(accuracies))
 

@@ -13,7 +13,7 @@ from alignment.evaluation.hierarchy import (
 )
 from alignment.evaluation.probes import (
     GRID,
-    choose_c,
+    best_fit,
     few_shot,
     fit_logistic,
     linear_probe,
@@ -148,9 +148,9 @@ def problem(n=60, p=4, classes=3, seed=0):
 
 def test_logistic_regressions_are_those_of_scipy():
     x, y = problem()
-    c = np.array([1e-2, 1.0, 100.0])
+    c = (1e-2, 1.0, 100.0)
     rows = np.arange(len(y)) % 5 > 0
-    found = fit_logistic(x, y, c, classes=3, rows=rows, tolerance=1e-6)
+    found = fit_logistic(x, y, c=c, classes=3, rows=rows, tolerance=1e-6)
 
     def objective(flat, c):
         w, b = flat[:12].reshape(4, 3), flat[12:]
@@ -169,16 +169,17 @@ def test_the_penalty_is_chosen_on_held_out_rows():
     signal = y[:, None] + 0.7 * rng.normal(size=(80, 1))
     noise = rng.normal(size=(80, 60))
     x = np.hstack([signal, noise]).astype(np.float32)
-    chosen = choose_c(x, y, np.arange(80) // 16, classes=2)
-    hits = []
-    for c in GRID:
-        for fold in range(5):
-            out = np.arange(80) // 16 == fold
-            model = fit_logistic(x, y, np.array([c]), classes=2, rows=~out)
-            hits.append((c, (model.predict(x[out])[0] == y[out]).sum()))
-    totals = [sum(h for d, h in hits if d == c) for c in GRID]
-    assert chosen == GRID[int(np.argmax(totals))]
-    assert chosen < 1  # noise would be fitted otherwise
+    folds = np.arange(80) // 16 - 1  # the first sixteen are never held out
+    chosen = best_fit(x, y, folds, classes=2)
+    hits = np.zeros(len(GRID))
+    for fold in range(4):
+        out = folds == fold
+        model = fit_logistic(x, y, classes=2, rows=~out)
+        hits += (model.predict(x[out]) == y[out]).sum(1)
+    best = int(np.argmax(hits))
+    assert GRID[best] < 1  # noise would be fitted otherwise
+    expected = fit_logistic(x, y, classes=2).weights[best]
+    np.testing.assert_allclose(chosen.weights[0], expected, rtol=1e-6)
 
 
 def test_probes_see_what_is_there_and_no_more():
