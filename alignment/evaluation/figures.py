@@ -129,36 +129,21 @@ def neighbours(
 ) -> Figure:
     """Draw the nearest images of some images by cosine, model beside model."""
     count = min(count, len(names) - 1)
-    columns = 1 + len(models) * count
-    size = 1.05 if pictures is not None else 1.15
-    height = size if pictures is not None else 0.42
-    figure = Figure(figsize=(size * columns + 0.4, height * len(queries) + 0.7))
-    ratios = [1.0, *([0.25] + [1.0] * count) * len(models)]
-    panels = figure.subplots(
-        len(queries),
-        len(ratios),
-        squeeze=False,
-        gridspec_kw={"width_ratios": ratios, "wspace": 0.06, "hspace": 0.3},
-    )
-    for axes in panels.flat:
-        axes.axis("off")
-    for line, query in zip(panels, queries, strict=True):
-        shown = [(line[0], query)]
-        for k, features in enumerate(models.values()):
+    firsts = {name: 1.25 + k * (count + 0.25) for k, name in enumerate(models)}
+    columns = 1.25 + len(models) * (count + 0.25)
+    figure, axes = _canvas(columns, len(queries), head=0.35, pictures=pictures is not None)
+    for line, query in enumerate(queries):
+        cells = [(0.0, line, query)]
+        for name, features in models.items():
             unit = features / np.linalg.norm(features, axis=1, keepdims=True)
             similarity = unit @ unit[query]
             similarity[query] = -np.inf
             nearest = np.argsort(-similarity, kind="stable")[:count]
-            first = 2 + k * (count + 1)
-            shown += list(zip(line[first : first + count], nearest, strict=True))
-        _show(shown, names, pictures)
-    panels[0, 0].set_title("image", fontsize=9)
-    for k, name in enumerate(models):
-        middle = 2 + k * (count + 1) + count // 2
-        panels[0, middle].set_title(f"nearest, {name}", fontsize=9)
-    figure.subplots_adjust(
-        left=0.01, right=0.99, bottom=0.02, top=1 - 0.35 / figure.get_figheight()
-    )
+            cells += [(firsts[name] + i, line, row) for i, row in enumerate(nearest)]
+        _show(axes, cells, names, pictures)
+    heads = {"image": 0.5} | {f"nearest, {name}": x + count / 2 for name, x in firsts.items()}
+    for text, x in heads.items():
+        axes.text(x, -0.05, text, ha="center", va="bottom", fontsize=10)
     return figure
 
 
@@ -180,51 +165,58 @@ def triplet_grid(
       columns: triplets in a line.
     """
     lines = -(-len(triplets) // columns)
-    height = 1.75 if pictures is not None else 0.85
-    figure = Figure(figsize=(columns * 4.2, height * lines + 0.5))
-    ratios = ([1.0] * 3 + [0.2]) * columns
-    panels = figure.subplots(
-        lines,
-        len(ratios),
-        squeeze=False,
-        gridspec_kw={"width_ratios": ratios, "wspace": 0.08, "hspace": 0.45},
+    pitch = 1.4  # room for the labels under the images
+    figure, axes = _canvas(
+        3.3 * columns, pitch * lines, head=0.35, pictures=pictures is not None, size=1.4
     )
-    for axes in panels.flat:
-        axes.axis("off")
     for t, triplet in enumerate(triplets):
         line, column = divmod(t, columns)
-        cells = panels[line, 4 * column : 4 * column + 3]
-        _show(list(zip(cells, triplet, strict=True)), names, pictures)
-        for image, axes in enumerate(cells):
+        cells = [(3.3 * column + i, pitch * line, row) for i, row in enumerate(triplet)]
+        _show(axes, cells, names, pictures)
+        for image, (x, y, _) in enumerate(cells):
             who = [(k, name) for k, (name, odd) in enumerate(choices.items()) if odd[t] == image]
             for place, (k, name) in enumerate(who):
-                offset = (place - (len(who) - 1) / 2) * 0.36
                 axes.text(
-                    0.5 + offset,
-                    -0.04,
+                    x + 0.5 + (place - (len(who) - 1) / 2) * 0.34,
+                    y + 1.14,
                     name,
-                    transform=axes.transAxes,
                     ha="center",
-                    va="top",
+                    va="center",
                     fontsize=7,
                     color="white",
                     bbox={"facecolor": COLOURS[k], "edgecolor": "none", "pad": 1.5},
                 )
-    figure.suptitle("chosen as the odd one out by " + ", ".join(choices), fontsize=10, y=0.995)
-    top = 1 - 0.4 / figure.get_figheight()
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.3 / figure.get_figheight(), top=top)
+    title = "chosen as the odd one out by " + ", ".join(choices)
+    axes.text(3.3 * columns / 2, -0.08, title, ha="center", va="bottom", fontsize=10)
     return figure
 
 
+def _canvas(
+    width: float, height: float, *, head: float, pictures: bool, size: float = 1.0
+) -> tuple[Figure, Axes]:
+    """Return axes over a whole figure, with unit cells, y downwards, and a head above y = 0."""
+    tall = size if pictures else 0.45 * size
+    figure = Figure(figsize=(1.15 * size * width, tall * height + head))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(height, -head / tall))
+    axes.axis("off")
+    return figure, axes
+
+
 def _show(
-    cells: Sequence[tuple[Axes, int]], names: Sequence[str], pictures: Pictures | None
+    axes: Axes,
+    cells: Sequence[tuple[float, float, int]],
+    names: Sequence[str],
+    pictures: Pictures | None,
 ) -> None:
-    """Put pictures, or names, into panels."""
+    """Put pictures, or names, into cells: left, top and row of the image."""
     if pictures is None:
-        for axes, row in cells:
+        for x, y, row in cells:
             name = str(names[row]).replace("_", " ")
-            axes.text(0.5, 0.5, name, ha="center", va="center", fontsize=8, wrap=True)
+            axes.text(x + 0.5, y + 0.5, name, ha="center", va="center", fontsize=8)
         return
-    rows = np.array([row for _, row in cells])
-    for (axes, _), picture in zip(cells, pictures(rows), strict=True):
-        axes.imshow(picture)
+    limits = axes.get_xlim(), axes.get_ylim()
+    shown = pictures(np.array([row for _, _, row in cells]))
+    for (x, y, _), picture in zip(cells, shown, strict=True):
+        axes.imshow(picture, extent=(x + 0.08, x + 0.92, y + 0.96, y + 0.04), aspect="auto")
+    axes.set(xlim=limits[0], ylim=limits[1])
