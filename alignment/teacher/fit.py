@@ -14,7 +14,7 @@ result is what is kept, and each member needs a gradient clipped by its own norm
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -144,6 +144,29 @@ def fit(
       ValueError: if there are no images for `config.local`, or too few.
       FloatingPointError: if a loss is not finite.
     """
+    params: Params = {}
+    with Progress(config.steps, description=description, enabled=progress) as bar:
+        for step, loss, latest in iterate(features, groups, lambdas, config, images=images):
+            bar.update(step, {"train/loss": loss})
+            params = latest
+    weights, bias = jax.device_get((params["weights"], params["bias"]))
+    return Maps(weights=weights.swapaxes(1, 2), bias=bias)
+
+
+def iterate(
+    features: Float[np.ndarray, "n p"],
+    groups: Sequence[Group],
+    lambdas: Sequence[float],
+    config: FitConfig,
+    *,
+    images: Float[np.ndarray, "i p"] | None = None,
+) -> Iterator[tuple[int, float, Params]]:
+    """Do what `fit` does, and yield after every `CHUNK` steps.
+
+    Yields:
+      Steps done, the mean loss since the last time, and the parameters, whose memory the next
+      steps take over.
+    """
     if (images is None) != (config.local is None):
         raise ValueError("features of other images and the config `local` go together")
     if config.local is not None and images is not None and len(images) < config.local.images:
@@ -168,24 +191,21 @@ def fit(
     )
     run = jax.jit(functools.partial(jax.lax.scan, step), donate_argnums=0)
     state = (params, optimizer.init(params))
-    with Progress(config.steps, description=description, enabled=progress) as bar:
-        for first in range(0, config.steps, CHUNK):
-            steps = range(first, min(first + CHUNK, config.steps))
-            drawn = [_draw(groups, config, step, images) for step in steps]
-            state, losses = run(state, jax.tree.map(lambda *leaves: np.stack(leaves), *drawn))
-            mean = float(losses.mean())
-            if not np.isfinite(mean):
-                raise FloatingPointError(
-                    f"the loss of some map is not finite before step {steps.stop}: lower the "
-                    "learning rate"
-                )
-            bar.update(steps.stop, {"train/loss": mean})
-    weights, bias = jax.device_get((state[0]["weights"], state[0]["bias"]))
-    return Maps(weights=weights.swapaxes(1, 2), bias=bias)
+    for first in range(0, config.steps, CHUNK):
+        steps = range(first, min(first + CHUNK, config.steps))
+        drawn = [draw(groups, config, step, images) for step in steps]
+        state, losses = run(state, jax.tree.map(lambda *leaves: np.stack(leaves), *drawn))
+        mean = float(losses.mean())
+        if not np.isfinite(mean):
+            raise FloatingPointError(
+                f"the loss of some map is not finite before step {steps.stop}: lower the learning "
+                "rate"
+            )
+        yield steps.stop, mean, state[0]
 
 
-def _draw(
-    groups: Sequence[Group], config: FitConfig, step: int, images: np.ndarray | None
+def draw(
+    groups: Sequence[Group], config: FitConfig, step: int, images: np.ndarray | None = None
 ) -> Batch:
     """Draw the batch of a step: a function of the seed and the step."""
     parts = [
