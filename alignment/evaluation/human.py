@@ -110,8 +110,13 @@ def evaluate_rdms(inputs: Inputs) -> Made:
     """RSA against the dissimilarities of people."""
     path = given(inputs.human.rdms, "rdms")
     models = load(inputs, "rdms")
-    arrays = read_arrays(path, required=("human_rdms",))
-    human = check_rdms(arrays["human_rdms"], source=str(path))
+    arrays = read_arrays(path)
+    if "human_similarities" in arrays:
+        human = -check_rdms(arrays["human_similarities"], source=str(path))
+    elif "human_rdms" in arrays:
+        human = check_rdms(arrays["human_rdms"], source=str(path))
+    else:
+        raise ValueError(f"{path} has neither `human_rdms` nor `human_similarities`")
     n = len(next(iter(models.values())).names)
     if human.shape[1] != n:
         raise ValueError(f"{path} is about {human.shape[1]} images, the features about {n}")

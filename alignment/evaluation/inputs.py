@@ -50,7 +50,8 @@ class HumanFiles:
     embedding: pathlib.Path | None = None
     """VICE embedding of the `things` (array `mean`), the target of the temperature search."""
     rdms: pathlib.Path | None = None
-    """`human_rdms` (people, n, n), and `category` (n,) for the order of the figure, `.npz`."""
+    """`human_rdms` (people, n, n), or `human_similarities`, whose sign is turned, and `category`
+    (n,) for the order of the figure, `.npz`. One matrix (n, n) will do; a ceiling needs people."""
     pairs: pathlib.Path | None = None
     """`filename`, `pairs` and `alignet_favoured` of the validation experiment, `.npz`."""
     levels: pathlib.Path | None = None

@@ -185,6 +185,18 @@ def test_files_that_do_not_fit(world, tmp_path):
         evaluate.run(arguments(world, tmp_path, human=human))
 
 
+def test_human_similarities_are_turned_into_dissimilarities(world, tmp_path):
+    x = Features.read(world / "before.npz").features
+    write_arrays(tmp_path / "similar.npz", {"human_similarities": 5 - rdm(x)})
+    human = HumanFiles(rdms=tmp_path / "similar.npz")
+    sections = evaluate.run(arguments(world, tmp_path / "out", human=human, figures=False))
+    assert sections["rsa"].scores["before"]["spearman_cosine"] == pytest.approx(1)
+    assert not sections["rsa"].references  # no people, no ceiling
+    write_arrays(tmp_path / "similar.npz", {"matrix": rdm(x)})
+    with pytest.raises(ValueError, match="neither `human_rdms` nor `human_similarities`"):
+        evaluate.run(arguments(world, tmp_path / "out", human=human))
+
+
 def test_figure_of_triplets_where_all_differ(tmp_path):
     """People take 2 for the odd one, the teacher 0, the student 1."""
     names = np.array(["cat", "dog", "car"])
