@@ -3,6 +3,8 @@
 #   make test        the tests
 PYTHON ?= python3
 VENV ?= .venv
+# glibc: memory in large pages, which XLA asks for anew at each step.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 INSTALLED = $(VENV)/.installed
 
 .PHONY: reproduce quickstart test lint types parity slow gpu
