@@ -57,6 +57,7 @@ from alignment.judgments import Standardisation, Transform, pair_logits, read_na
 from alignment.shared_images import Pool
 from alignment.student import Student
 from alignment.teacher import __main__ as teacher
+from alignment.teacher.fit import FitConfig
 from alignment.train import run as train_and_export
 from alignment.triplet_batches import TripletImages
 from alignment.vit.config import ViTConfig, preset
@@ -94,6 +95,8 @@ class Arguments:
     """Peak of the students' learning rate."""
     pull: float = 1.5
     """Sum over the steps of learning rate times decay towards the start, as published."""
+    teacher_steps: int = 2000
+    """Steps of the teacher's fits."""
     clusters: int = 20
     """Clusters of the teacher's features."""
     train_triplets: int = 65_536
@@ -198,6 +201,7 @@ def make_teacher(arguments: Arguments) -> Transform:
                 triplets=data / "things_triplets" / "things_human_triplets_300k.npz",
                 embeddings=(data / "vice" / "vice_things_final_embedding.npy",),
                 lambdas=(1e-2, 3e-2, 1e-1, 3e-1),
+                fit=FitConfig(steps=arguments.teacher_steps),
                 out=out,
             )
         )

@@ -19,7 +19,8 @@ from common import CheckpointConfig, Experiment, LogConfig, OptimConfig
 FOLDER = pathlib.Path("{workdir}")
 WORLD, FEATURES = FOLDER / "world", FOLDER / "features"
 CLUSTERS = 12
-POOL = Pool(triplets=128, groups=10, images_each=6)
+POOL = Pool(triplets=16, groups=4, images_each=3)
+TRIPLETS = 8 * POOL.triplets
 
 
 def config() -> Pipeline:
@@ -85,7 +86,7 @@ def config() -> Pipeline:
                 judged=judged,
             ),
             steps=500,
-            batch_size=POOL.triplets,
+            batch_size=TRIPLETS,
             workdir=f"{FOLDER}/student",
             optim=OptimConfig(
                 learning_rate=2e-3,
