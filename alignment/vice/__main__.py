@@ -52,15 +52,15 @@ class Arguments:
     """Share of the triplets that is kept for measuring accuracy."""
     seeds: int = 8
     """Independent embeddings."""
-    dimensions: int = 100
+    dimensions: int = 50
     """Dimensions before pruning."""
     prior: Prior = Prior()
     """Prior of each coordinate."""
-    steps: int = 2000
+    steps: int = 3000
     """Optimizer steps."""
     batch_size: int = 8192
     """Triplets of a step."""
-    learning_rate: float = 0.02
+    learning_rate: float = 0.1
     """Peak of Adam's learning rate, which falls to 0 with half a cosine."""
     seed: int = 0
     """Seed of all randomness."""

@@ -42,9 +42,9 @@ class Prior:
 
     spike_weight: float = 0.5
     """Share of the spike."""
-    spike_scale: float = 0.25
+    spike_scale: float = 0.125
     """Standard deviation of the spike."""
-    slab_scale: float = 1.0
+    slab_scale: float = 0.5
     """Standard deviation of the slab."""
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class Vice(Task):
     """Share of the triplets, by sets of objects, that is kept for measuring accuracy."""
     seeds: int = 8
     """Independent embeddings that are fitted at once."""
-    dimensions: int = 100
+    dimensions: int = 50
     """Dimensions before pruning."""
     prior: Prior = Prior()
     """Prior of each coordinate."""
@@ -119,7 +119,7 @@ class Vice(Task):
         return jax.vmap(lambda k: draw(k, shape), out_axes=1)(keys)
 
     def init(self, key: Array) -> Params:
-        """Draw the means uniformly from 0 to 1 and spread them by `initial_scale`."""
+        """Draw the means uniformly from 0 to 1, and give all coordinates the same scale."""
         mean = self._by_seed(jax.random.uniform, key)
         return {"mean": mean, "log_scale": jnp.full_like(mean, math.log(self.initial_scale))}
 

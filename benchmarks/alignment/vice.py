@@ -7,9 +7,10 @@ Beside it the published embedding on the same held-out triplets. That one was fi
 triplets, most likely with these among them, so that its number is no held-out accuracy. The
 embedding is also compared with the published one, dimension by dimension.
 
-Speed: triplets a second, times seeds, of a whole training step: sample, likelihood, prior, gradient
-and Adam. Ours is the step of `common.train`; the peer a torch loop written from the specification,
-which fits one seed after the other. By turns in one process; medians of windows, compiling left out.
+Speed: triplets a second, times seeds, of a whole training step: sample, likelihood, prior,
+gradient and Adam. Ours is the step of `common.train`; the peer a torch loop written from the
+specification, which fits one seed after the other. By turns in one process; medians of windows,
+compiling left out.
 
 Writes `vice.json` and `vice.md` beside this file, and the figures `vice_dimensions` and
 `vice_convergence`; the run itself goes to `runs/alignment/vice`.
@@ -62,7 +63,7 @@ class Arguments:
 
 
 def settings(arguments: Arguments, things: Things) -> command.Arguments:
-    """Return the run; files of triplets that other benchmarks score are written out and left out."""
+    """Return the run, which leaves out the triplets that the other benchmarks score."""
     arguments.out.mkdir(parents=True, exist_ok=True)
     unseen = []
     for name, (triplets, _) in (("347", things.distributions), ("1001", things.diagnostic)):

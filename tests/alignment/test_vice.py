@@ -179,6 +179,7 @@ def test_command(folder, truth, tmp_path, capsys):
         out=tmp_path,
         seeds=2,
         dimensions=6,
+        prior=Prior(spike_scale=0.25, slab_scale=1.0),
         steps=300,
         batch_size=512,
         learning_rate=0.05,
