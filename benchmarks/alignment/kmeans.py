@@ -28,8 +28,9 @@ import tyro
 from jax import Array
 from sklearn.cluster import KMeans as SklearnKMeans
 
+from alignment.assignment import GROUP, Rows, Sums, assignment_step
 from alignment.features import Features
-from alignment.kmeans import GROUP, KMeansConfig, Rows, Sums, assignment_step, kmeans, seed_centres
+from alignment.kmeans import KMeansConfig, kmeans, seed_centres
 from common.mesh import MeshConfig, make_mesh
 from common.report import provenance, table
 

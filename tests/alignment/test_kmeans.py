@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from alignment import cluster
+from alignment.assignment import GROUP, Rows, Sums, assignment_step
 from alignment.features import Features
 from alignment.files import read_arrays
 from alignment.judgments import Standardisation, Transform
-from alignment.kmeans import GROUP, KMeansConfig, Rows, Sums, assignment_step, kmeans, seed_centres
+from alignment.kmeans import KMeansConfig, kmeans, seed_centres
 from alignment.transformed import apply_transform
 from common.mesh import MeshConfig, make_mesh
 
@@ -37,7 +38,7 @@ def plain_lloyd(x: np.ndarray, centres: np.ndarray, iterations: int):
 @pytest.mark.parametrize("iterations", [1, 2, 15])
 def test_iterations_are_those_of_lloyd(monkeypatch, iterations):
     # Several groups of bounds, the last one not full.
-    monkeypatch.setattr("alignment.kmeans.GROUP", 5)
+    monkeypatch.setattr("alignment.assignment.GROUP", 5)
     x = clouds()
     config = KMeansConfig(
         clusters=12, restarts=1, max_iterations=iterations, chunk=37, tolerance=-1.0
