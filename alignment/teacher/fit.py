@@ -282,7 +282,7 @@ def _loss(
     if config.objects_per_step is None:  # the rows are those of the triplets, one after the other
         logits = pair_products(z[0::3], z[1::3], z[2::3])
     else:
-        logits = _block_logits(z, triplets)
+        logits = block_logits(z, triplets)
     loss = cross_entropy(logits, targets).mean()
     if config.local is not None and others is not None:
         local = local_loss(others, others @ weights + bias, config.local.temperature)
@@ -290,7 +290,7 @@ def _loss(
     return loss + strength * distance_to_scaled_identity(weights)
 
 
-def _block_logits(z: Float[Array, "m q"], triplets: Int[AnyArray, "t 3"]) -> Float[Array, "t 3"]:
+def block_logits(z: Float[Array, "m q"], triplets: Int[AnyArray, "t 3"]) -> Float[Array, "t 3"]:
     """The values of `pair_logits`, through the products of all pairs of the batch's objects.
 
     Single numbers are gathered, not rows. The gradient of S = z z^T takes two matrix products; as S

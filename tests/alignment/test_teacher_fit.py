@@ -15,7 +15,7 @@ from alignment.teacher import __main__ as command
 from alignment.teacher import apply
 from alignment.teacher.choices import ExpectedChoices, GivenChoices
 from alignment.teacher.cross_validation import cross_validate, score
-from alignment.teacher.fit import FitConfig, Group, LocalConfig, fit
+from alignment.teacher.fit import FitConfig, Group, LocalConfig, block_logits, fit
 from alignment.teacher.objective import cross_entropy, distance_to_scaled_identity
 
 N, P = 24, 5
@@ -95,6 +95,19 @@ def test_first_step_is_adam_on_the_written_objective(world, triplets, objects):
         clear = np.abs(gradient) > 0.1 * np.abs(gradient).max()  # the batch is a sample
         assert clear.sum() > 1
         np.testing.assert_allclose(change[clear], -0.02 * np.sign(gradient[clear]), rtol=1e-4)
+
+
+def test_products_of_a_block(world, triplets):
+    """Values and gradient of a single matrix product are those of the rows' dot products."""
+    z = world[1]
+    some = np.concatenate([triplets[:50], triplets[:20, ::-1]])
+    weights = np.random.default_rng(0).normal(size=some.shape)
+    np.testing.assert_allclose(block_logits(z, some), pair_logits(z, some), rtol=1e-5, atol=1e-5)
+    found, expected = (
+        jax.grad(lambda z, logits=logits: (logits(z, some) * weights).sum())(z)
+        for logits in (block_logits, pair_logits)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_clipping_is_by_map(world):
