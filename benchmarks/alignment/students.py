@@ -9,7 +9,8 @@ features of an image are the CLIP ViT-B/32 features of the concept that its clas
 of (157 classes; the images of the other 43 are in no triplet). So it knows the class of each
 training image and nothing else of it. Its transform is fitted to VICE's choices (the teacher
 stage). Cluster-border triplets are labelled by the transformed features, and for the control by the
-features as they are, scaled so that the labels have the same mean entropy. AligNet and control
+features as they are, scaled so that over random triplets of classes the labels have the same mean
+entropy. AligNet and control
 students start from the same weights, and differ in the labels alone; several seeds.
 
 Measured on test images, features of the backbone, cosine:
@@ -19,9 +20,9 @@ Measured on test images, features of the backbone, cosine:
   concepts finds least like the others, where its most probable pair has 0.45 or more;
 - class border: two of one fine class, one of another of the same coarse class;
 - the same two without people's help, coarse and class border, among the 43 unlabelled classes;
-- 1- and 5-shot classification, fine and coarse; coarse classes learned on half of their fine
-  classes and tested on the others (shift, as BREEDS); a linear probe for CIFAR-10, and Spearman's
-  correlation of its entropy with that of people's labels (CIFAR-10H).
+- 1-shot classification, fine, and 1- and 5-shot, coarse; coarse classes learned on half of their
+  fine classes and tested on the others (shift, as BREEDS); a linear probe for CIFAR-10, and
+  Spearman's correlation of its entropy with that of people's labels (CIFAR-10H).
 
 Everything is written to the work folder and resumes there; the results to `students.json`,
 `students.md` and `students.png` beside this file.
@@ -396,7 +397,7 @@ def cifar_scores(arguments: Arguments, features: Callable[[np.ndarray], np.ndarr
     train, test = (read_arrays(image_file(arguments, f"cifar10_{s}")) for s in ("train", "test"))
     x, x_test = features(train["images"]), features(test["images"])
     mean, std = x.mean(0), x.std(0)
-    model = fit_logistic((x - mean) / std, train["labels"], np.array([0.01]), classes=10)
+    model = fit_logistic((x - mean) / std, train["labels"], classes=10, c=(0.01,))
     logits = (x_test - mean) / std @ np.asarray(model.weights[0]) + np.asarray(model.bias[0])
     p = np.asarray(jax.nn.softmax(jnp.asarray(logits)), np.float64)
     scores = {"CIFAR-10, linear": float((p.argmax(1) == test["labels"]).mean())}
@@ -421,8 +422,8 @@ def score(arguments: Arguments, export: pathlib.Path, drawn: Mapping[str, np.nda
     x, x_test = features(train["images"]), features(test["images"])
     scores = {kind: odd_one_out(x_test, t)["accuracy_cosine"] for kind, t in drawn.items()}
     unit, unit_test = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in (x, x_test))
-    for kind, key in (("fine", "labels"), ("coarse", "coarse")):
-        for shots in (1, 5):
+    for kind, key, counts in (("fine", "labels", (1,)), ("coarse", "coarse", (1, 5))):
+        for shots in counts:
             sides = (unit, train[key]), (unit_test, test[key])
             accuracy, _ = few_shot(*sides, shots=shots, repetitions=3)
             scores[f"{shots}-shot, {kind}"] = accuracy

@@ -177,7 +177,7 @@ def smaller(config: Pipeline) -> Pipeline:
     world = dataclasses.replace(
         config.world,
         world=World(superordinates=3, subordinates=3),
-        train=60,
+        train=80,
         judgments=30_000,
         level_triplets=400,
     )
@@ -190,19 +190,17 @@ def smaller(config: Pipeline) -> Pipeline:
     def faster(optim):
         return dataclasses.replace(optim, warmup_steps=30)
 
-    student = dataclasses.replace(config.student.task, model=model, eval_every=300, head=128)
+    student = dataclasses.replace(config.student.task, model=model, head=128)
     return dataclasses.replace(
         config,
         world=world,
         teacher_network=network(
-            config.teacher_network, dataclasses.replace(model, width=64, mlp=128, heads=4), 300
+            config.teacher_network, dataclasses.replace(model, width=64, mlp=128, heads=4), 450
         ),
         start=network(config.start, model, 300),
         vice=dataclasses.replace(config.vice, steps=400, seeds=1, figures=False),
         teacher=dataclasses.replace(config.teacher, lambdas=(1e-2,)),
-        student=dataclasses.replace(
-            config.student, task=student, steps=300, optim=faster(config.student.optim)
-        ),
+        student=dataclasses.replace(config.student, task=student),
         evaluate=dataclasses.replace(
             config.evaluate,
             figures=False,
