@@ -10,8 +10,8 @@ of (157 classes; the images of the other 43 are in no triplet). So it knows the 
 training image and nothing else of it. Its transform is fitted to VICE's choices (the teacher
 stage). Cluster-border triplets are labelled by the transformed features, and for the control by the
 features as they are, scaled so that over random triplets of classes the labels have the same mean
-entropy. AligNet and control
-students start from the same weights, and differ in the labels alone; several seeds.
+entropy. AligNet and control students start from the same weights, and differ in the labels alone;
+several seeds.
 
 Measured on test images, features of the backbone, cosine:
 
