@@ -117,8 +117,16 @@ def _is_own_check(error: BaseException, run: Callable[..., Any]) -> bool:
     Anything else, such as a mistake in a user's task, keeps its traceback.
     """
     raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    packages = [pathlib.Path(file).parent for file in (__file__, inspect.getfile(run))]
+    packages = [_package(file) for file in (__file__, inspect.getfile(run))]
     return any(raised_in.is_relative_to(package) for package in packages)
+
+
+def _package(file: str) -> pathlib.Path:
+    """Return the folder of the outermost package that a file is in; its own where it is in none."""
+    folder = pathlib.Path(file).parent
+    while (folder.parent / "__init__.py").exists():
+        folder = folder.parent
+    return folder
 
 
 def load_config(path: pathlib.Path) -> Any:

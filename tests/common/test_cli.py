@@ -1,6 +1,7 @@
 """Configs, their JSON form, and the command line."""
 
 import dataclasses
+import importlib
 import json
 import pathlib
 import subprocess
@@ -130,6 +131,31 @@ def test_mistakes_in_a_users_task_keep_their_traceback(path, monkeypatch):
     monkeypatch.setattr(Toy, "loss", broken)
     with pytest.raises(ValueError, match="shapes do not match"):
         cli.main(train, [str(path)])
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_checks_anywhere_in_a_commands_package_end_in_one_line(own, tmp_path, monkeypatch, capsys):
+    files = {
+        "shop/__init__.py": "",
+        "shop/stock/__init__.py": "",
+        "shop/checks.py": "def check(order):\n    raise ValueError(f'no {order.what}')\n",
+        "elsewhere.py": "def check(order):\n    raise ValueError(f'no {order.what}')\n",
+        "shop/stock/sell.py": "import dataclasses\n"
+        f"from {'shop.checks' if own else 'elsewhere'} import check\n"
+        "@dataclasses.dataclass\nclass Order:\n    what: str\n"
+        "def run(order):\n    check(order)\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("shop", "shop.stock", "shop.stock.sell", "shop.checks", "elsewhere"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    sell = importlib.import_module("shop.stock.sell")
+    with pytest.raises(SystemExit if own else ValueError):
+        cli.command(sell.run, sell.Order, ["--what", "tea"])
+    assert ("error: no tea" in capsys.readouterr().err) == own
 
 
 def test_help_lists_every_field_with_its_docstring(path):
