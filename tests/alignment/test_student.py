@@ -148,9 +148,9 @@ def test_groups_that_do_not_fit_are_refused(pooled, plain):
 
 
 def test_training_learns_what_the_labels_say(plain, trained):
-    later = train(experiment(student(plain), steps=40)).metrics
+    later = train(experiment(student(plain), steps=80)).metrics
     loss = "synthetic/class_border/loss"
-    assert later[loss] < 0.8 * trained.metrics[loss]
+    assert later[loss] < 0.7 * trained.metrics[loss]
     assert later["synthetic/between_class/accuracy"] > 0.6
 
 
