@@ -16,6 +16,7 @@ import json
 import pathlib
 from collections.abc import Mapping
 
+from alignment import export
 from alignment.evaluation.results import number
 from alignment.stages import Pipeline, in_folder, run_stage
 from common import cli
@@ -47,7 +48,12 @@ def run(config: Pipeline) -> dict[str, float]:
     (workdir / "accuracies.md").write_text(report + "\n", "utf-8")
     print("\n" + table(("stage", "time"), list(times.items())))
     print("\nOdd-one-out accuracy (cosine) against observers, by level:\n\n" + report)
-    print(f"\naligned model: {in_folder(config.student, config.workdir).workdir}/export")
+    student, params = export.restore(in_folder(config.student, config.workdir).workdir)
+    numbers, control = (
+        {f"odd one out, {k}": v for k, v in scores[m].items()} for m in ("after", "control")
+    )
+    model = export.write(workdir / "aligned", student, params, numbers, control=control)
+    print(f"\naligned model, its card beside it: {model}")
     print("figures: " + ", ".join(map(str, sorted(folder.glob("*.png")))))
     return {f"{model}/{level}": v for model, row in scores.items() for level, v in row.items()}
 
