@@ -15,6 +15,7 @@ reproduce: $(INSTALLED)
 quickstart: $(INSTALLED)
 	$(VENV)/bin/python -m born_mlp.train configs/born_mlp/quickstart.py
 	$(VENV)/bin/python -m molt5_multitask.train configs/molt5_multitask/quickstart.py
+	$(VENV)/bin/python -m alignment.pipeline configs/alignment/quickstart.py
 
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -n auto -m "not slow and not gpu and not parity"
