@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import logging
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
