@@ -10,6 +10,8 @@ import pytest
 from common import CheckpointConfig, LogConfig, cli, train
 from common.show import describe
 
+LONG = ("cells64", "studies")
+"""Shapes like those of `paper`, or many of them."""
 CONFIGS = sorted(
     path
     for path in (pathlib.Path(__file__).parents[2] / "configs" / "born_mlp").glob("*.py")
@@ -23,7 +25,13 @@ def _double_precision():
         yield
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem in LONG else [])
+        for path in CONFIGS
+    ],
+)
 def test_config(path, monkeypatch):
     config = cli.resolve(path, [])
     assert config.workdir == f"runs/born_mlp/{path.stem}"
