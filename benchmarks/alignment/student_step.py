@@ -23,10 +23,9 @@ import dataclasses
 import json
 import os
 import pathlib
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,6 +37,7 @@ from alignment.student import Student
 from alignment.triplet_batches import TripletImages
 from alignment.vit.config import ViTConfig, preset
 from alignment.vit.pretrained import save_pretrained
+from benchmarks.timing import in_turn
 from common import Data, Experiment, OptimConfig
 from common.data.arrays import Arrays
 from common.report import provenance, table
@@ -206,28 +206,6 @@ class Torch:
             self._torch._foreach_lerp_(self._parameters, self._start, RATE)
         self._optimizer.step()
         return loss.item()
-
-
-def in_turn(sides: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, Any]:
-    """Call each side `repeats` times, in turn, after one call that does not count.
-
-    Returns:
-      For each side its medians of wall and processor seconds, all of them, and what it returned.
-    """
-    found: dict[str, Any] = {name: {"wall": [], "processor": []} for name in sides}
-    results: dict[str, list[Any]] = {name: [] for name in sides}
-    for repeat in range(repeats + 1):
-        for name, side in sides.items():
-            wall, processor = time.perf_counter(), time.process_time()
-            results[name].append(side())
-            wall, processor = time.perf_counter() - wall, time.process_time() - processor
-            if repeat:
-                found[name]["wall"].append(wall)
-                found[name]["processor"].append(processor)
-    for name, times in found.items():
-        times |= {f"median {clock}": statistics.median(times[clock]) for clock in tuple(times)}
-        times["results"] = results[name]
-    return found
 
 
 def products(config: ViTConfig, images: int) -> list[tuple[int, int, int, int]]:

@@ -21,6 +21,7 @@ Writes `packing.json` and `packing.md` beside this file.
 
 import collections
 import dataclasses
+import functools
 import json
 import pathlib
 import statistics
@@ -124,23 +125,34 @@ def packed(data: MixedData, count: int) -> list[float]:
     return [*(1 - useful / positions), positions.sum() / useful.sum(), examples / (steps * ROWS)]
 
 
+def training_data(
+    examples: Mapping[str, Sequence[Example]],
+    tokenizer: Tokenizer,
+    lengths: tuple[int, int],
+    *,
+    rows: int,
+    packed: bool,
+    strategy: Strategy,
+) -> MixedData:
+    """Return the training data of one way to fill rows."""
+    return MixedData(
+        examples,
+        tokenizer,
+        batch_size=rows,
+        seed=0,
+        input_length=lengths[0],
+        target_length=lengths[1],
+        packed=packed,
+        mixing=Mixing(strategy=strategy),
+    )
+
+
 def compare(
     examples: Mapping[str, Sequence[Example]], tokenizer: Tokenizer, strategy: Strategy, count: int
 ) -> list[list[str]]:
     """Return the rows of the table for one way of mixing."""
 
-    def data(lengths: tuple[int, int], *, packed: bool) -> MixedData:
-        return MixedData(
-            examples,
-            tokenizer,
-            batch_size=ROWS,
-            seed=0,
-            input_length=lengths[0],
-            target_length=lengths[1],
-            packed=packed,
-            mixing=Mixing(strategy=strategy),
-        )
-
+    data = functools.partial(training_data, examples, tokenizer, rows=ROWS, strategy=strategy)
     lengths = stream_lengths(data((512, 512), packed=False), count)
     in_order = np.arange(len(lengths)).reshape(-1, ROWS)
     by_length = [
@@ -285,18 +297,9 @@ def speeds(
 ) -> list[list[str]]:
     """Return useful tokens a second of training steps on batches filled in three ways."""
 
-    def data(lengths: tuple[int, int], *, packed: bool) -> MixedData:
-        return MixedData(
-            examples,
-            tokenizer,
-            batch_size=STEP_ROWS,
-            seed=0,
-            input_length=lengths[0],
-            target_length=lengths[1],
-            packed=packed,
-            mixing=Mixing(strategy="proportional"),
-        )
-
+    data = functools.partial(
+        training_data, examples, tokenizer, rows=STEP_ROWS, strategy="proportional"
+    )
     one_a_row = data((512, 512), packed=False)
     batches = [one_a_row.batch(step) for step in range(arguments.steps)]
     sides = ("input_segments", "target_segments")

@@ -22,12 +22,11 @@ import dataclasses
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 # Torch's waiting threads would keep the cores busy while the other side runs.
@@ -38,6 +37,7 @@ import numpy as np
 import tyro
 from jax import Array
 
+from benchmarks.timing import in_turn
 from common import ArrayData, Data, Experiment, OptimConfig, StepConfig, Task
 from common.metrics import Metrics
 from common.report import provenance, table
@@ -169,28 +169,6 @@ class Torch:
         loss.backward()
         self._optimizer.step()
         return float(loss)
-
-
-def in_turn(sides: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str, Any]:
-    """Call each side `repeats` times, in turn, after one call that does not count.
-
-    Returns:
-      For each side its medians of wall and processor seconds, all of them, and what it returned.
-    """
-    found: dict[str, Any] = {name: {"wall": [], "processor": []} for name in sides}
-    results: dict[str, list[Any]] = {name: [] for name in sides}
-    for repeat in range(repeats + 1):
-        for name, side in sides.items():
-            wall, processor = time.perf_counter(), time.process_time()
-            results[name].append(side())
-            wall, processor = time.perf_counter() - wall, time.process_time() - processor
-            if repeat:
-                found[name]["wall"].append(wall)
-                found[name]["processor"].append(processor)
-    for name, times in found.items():
-        times |= {f"median {clock}": statistics.median(times[clock]) for clock in tuple(times)}
-        times["results"] = results[name]
-    return found
 
 
 def products(config: T5Config) -> list[tuple[int, int, int, int]]:
