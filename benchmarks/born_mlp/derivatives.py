@@ -68,6 +68,8 @@ def flops(shape: Shape, order: int) -> int:
     d, hidden, depth = shape
     pushed = sum(taylor.size(d, b) for b in range(1, order // 2 + 1))
     pushed += sum(taylor.size(d, a) for a in range(1, (order - 1) // 2 + 1))
+    if order == 2:  # the derivative of the gradient
+        return 4 * (depth - 1) * hidden**2 * d + 2 * hidden * d**2
     total = 2 * (depth - 1) * hidden**2 * pushed
     for split in itertools.chain(*plan.layer_splits(order, depth)):
         inner = hidden * len(split.plains)
@@ -80,16 +82,15 @@ def traffic(shape: Shape, order: int, dtype: str, points: int) -> float:
 
     With C_b = C(d+b-1, b), the numbers are the packed output C_m; in each layer H times the m + 1
     derivatives of the activation, C_b for the derivatives of z (b <= m/2) and C_a for those of r
-    (a < m/2); the blocks C_w C_p that the gather reads; and the weights, divided by the points,
-    which share them.
+    (a < m/2, or a < m at order 2); the blocks C_w C_p that the gather reads; and the weights,
+    divided by the points, which share them.
     """
     d, hidden, depth = shape
     streamed = taylor.size(d, order)
-    tensors = [*range(order // 2 + 1), *range((order - 1) // 2 + 1)]
+    tensors = [*range(order // 2 + 1), *range(2 if order == 2 else (order - 1) // 2 + 1)]
     streamed += depth * hidden * (order + 1 + sum(taylor.size(d, b) for b in tensors))
-    blocks = {
-        (s.w, s.p, s.symmetric) for s in itertools.chain(*plan.layer_splits(order, depth)) if s.w
-    }
+    splits = itertools.chain(*plan.layer_splits(order, depth)) if order > 2 else ()
+    blocks = {(s.w, s.p, s.symmetric) for s in splits if s.w} or {(1, 1, False)}
     streamed += sum(taylor.size(d, w) * taylor.size(d, p) for w, p, _ in blocks)
     weights = (d + 1) * hidden + (depth - 1) * (hidden + 1) * hidden + hidden + 1
     return np.dtype(dtype).itemsize * (streamed + weights / points)

@@ -101,29 +101,32 @@ def forward(
 
 
 def backward(
-    layers: list[Layer], params: Params, root: Array, order: int
+    layers: list[Layer], params: Params, root: Array, highest: int
 ) -> list[dict[int, Array]]:
-    """Return the derivatives of the root propagator of each layer, orders up to `(order-1) // 2`.
+    """Return the derivatives of the root propagator of each layer, of the orders 0..highest.
 
     Args:
         layers: result of `forward`.
         params: the layers after the first one.
         root: `r[0]` of the last nonlinear layer, `(o, 1, H)`.
-        order: highest derivative that will be contracted.
+        highest: highest order of the derivatives.
     """
     roots = [{0: root}]
     for index in range(len(layers) - 1, 0, -1):
         kernel, r = params[index - 1]["kernel"], roots[0]
-        pulled = {}
-        for a in range((order - 1) // 2 + 1):
-            terms = []
-            for b in range(a + 1):
-                if a - b in r:
-                    slope = layers[index].compose(1, b)[:, None]
-                    terms.append(attach(r[a - b], slope, a - b, b, layers[index].d))
-            pulled[a] = matmul(functools.reduce(jnp.add, terms), kernel.T)
+        pulled = {a: matmul(through(layers[index], r, a), kernel.T) for a in range(highest + 1)}
         roots.insert(0, pulled)
     return roots
+
+
+def through(layer: Layer, r: dict[int, Array], order: int) -> Array:
+    """Derivative of `order` of `r phi'(z)`, `(B, o, C_order, H)`: Leibniz' rule."""
+    terms = [
+        attach(r[a], layer.compose(1, order - a)[:, None], a, order - a, layer.d)
+        for a in range(order + 1)
+        if a in r
+    ]
+    return functools.reduce(jnp.add, terms)
 
 
 def attach(r: Array, other: Array, a: int, b: int, d: int) -> Array:
@@ -136,7 +139,7 @@ def attach(r: Array, other: Array, a: int, b: int, d: int) -> Array:
 def contract(
     layers: list[Layer], roots: list[dict[int, Array]], order: int, tables: Tables
 ) -> Array:
-    """Sum the centroid formula over layers and neurons: `D^m f`, `(B, o, C_m)`, for m >= 2."""
+    """Sum the centroid formula over layers and neurons: `D^m f`, `(B, o, C_m)`, for m >= 3."""
     summed: dict[tuple[int, bool], Array] = {}
     for layer, r, layer_splits in zip(
         layers, roots, plan.layer_splits(order, len(layers)), strict=True
@@ -195,7 +198,7 @@ def gather_tables(d: int, orders: tuple[int, ...], n_layers: int) -> Tables:
     """
     tables = {}
     for order in orders:
-        if order >= 2:
+        if order >= 3:
             for split in {s for each in plan.layer_splits(order, n_layers) for s in each}:
                 if split.w:
                     weighted, other = packing.shuffles(
@@ -233,14 +236,17 @@ def evaluate(
     else:
         value = matmul(last, linear["kernel"]) + linear["bias"]
         root = linear["kernel"].T[:, None, :]
-    roots = backward(layers, params, root, top) if top else []
+    # Order 2 is cheaper as the derivative of the gradient than by the centroid formula: one sweep
+    # more, but with kernels that all points share, instead of a small product for each point.
+    highest = max((top - 1) // 2, 1 if 2 in orders else 0)
+    roots = backward(layers, params, root, highest) if top else []
     results = []
     for order in orders:
         if order == 0:
             results.append(value[..., None])
-        elif order == 1:
-            pulled = roots[0][0][..., 0, :] * layers[0].tower[1][:, None, :]
-            results.append(matmul(pulled, slope.T))
+        elif order <= 2:
+            dense = matmul(through(layers[0], roots[0], order - 1), slope.T)
+            results.append(packing.pack(dense, 2) if order == 2 else dense[..., 0, :])
         else:
             results.append(contract(layers, roots, order, tables))
     return results

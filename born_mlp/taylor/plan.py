@@ -9,6 +9,8 @@ summed over all distributions of the m indices, with `a < m/2`, `k >= 2` and all
 `r = df/dy_l` is the root propagator, and only derivatives up to order `m // 2` of z and
 `(m - 1) // 2` of r ever pass through a weight matrix.
 
+Order 2 is left to the chain rule of the gradient, see `engine.evaluate`.
+
 The factors of a term are dealt to two groups of w and p indices: the *weighted* group, which holds
 r and the vertex, and the *plain* group, a product of derivatives of z. The sum over the neurons i
 is then a matrix product `(C_w, H) x (H, C_p)`, and the remaining sum over the ways to deal m
@@ -87,7 +89,7 @@ def splits(order: int, z_order: int, r_order: int, *, first: bool) -> tuple[Spli
     """Return the division of the terms of one layer into the fewest and most balanced splits.
 
     Args:
-        order: m, at least 2.
+        order: m, at least 3.
         z_order: highest order of the derivatives of z that do not vanish.
         r_order: highest order of the derivatives of r that do not vanish.
         first: whether this is the first layer. Its plain group is the same at all points, and the
@@ -171,5 +173,7 @@ def working_set(widths: tuple[int, ...], d: int, order: int) -> int:
     products = 2 * widest * half
     if order < 2:
         return products
+    if order == 2:  # its products share their kernels, and large ones are the fast ones
+        return widest * d * outputs
     block = half * packing.size(d, order - order // 2)
     return 2 * products + outputs * (products + block + packing.size(d, order))
