@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from alignment import cluster, embed, evaluate, train, triplets
+from alignment import embed, evaluate, train
 from alignment.classifier import Classifier
+from alignment.cluster import __main__ as cluster
 from alignment.student import Student
 from alignment.teacher import __main__ as teacher
+from alignment.triplets import __main__ as triplets
 from alignment.vice import __main__ as vice
 from alignment.world import __main__ as world
 from common import Experiment

@@ -23,7 +23,7 @@ from alignment.images.preprocess import Preprocessing, named
 from alignment.images.sources import open_images
 from alignment.judgments import correct, read_triplets
 from alignment.losses import LossConfig, student_logits, triplet_loss
-from alignment.triplet_batches import TripletBatches, TripletImages
+from alignment.triplets.batches import TripletBatches, TripletImages
 from alignment.vit.config import ViTConfig
 from alignment.vit.model import bind, init
 from alignment.vit.positions import resize_model

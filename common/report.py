@@ -38,7 +38,7 @@ def _cpu_name() -> str:
 def module_or_script() -> list[str]:
     """Return what comes after `python` on the command line of this process."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return [sys.argv[0]] if spec is None else ["-m", spec.name]
+    return [sys.argv[0]] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

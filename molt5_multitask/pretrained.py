@@ -25,7 +25,6 @@ from common.nn.weights import (
     write_safetensors,
 )
 from common.task import Params
-from common.tree import named_leaves
 from molt5_multitask.config import EOS, PAD, T5Config
 from molt5_multitask.hf_format import entries, parse_config, render_config
 from molt5_multitask.model import init
@@ -91,9 +90,7 @@ def from_pretrained(
     expected = entries(config)
     check_keys(stored, (key for entry in expected for key in entry.keys), where=folder)
     like = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-    arrays = load(expected, stored, like)
-    leaves = [arrays[name] for name, _ in named_leaves(like)]
-    params = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    params = load(expected, stored, like)
     config = dataclasses.replace(config, vocab_multiple=vocab_multiple)
     return Pretrained(config=config, params=_with_rows(params, config.vocab_rows), folder=folder)
 

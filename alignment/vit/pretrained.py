@@ -30,7 +30,6 @@ from alignment.vit.positions import Resampling, resize_model
 from common.nn.hub import download, read_json
 from common.nn.weights import check_keys, export, load, open_safetensors, write_safetensors
 from common.task import Params
-from common.tree import named_leaves
 
 _NATIVE: Mapping[Architecture, str] = {
     "vit": "vit",
@@ -98,9 +97,7 @@ def from_pretrained(
     expected = entries(config)
     check_keys(stored, (key for entry in expected for key in entry.keys), where=folder)
     like = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-    arrays = load(expected, stored, like)
-    leaves = [arrays[name] for name, _ in named_leaves(like)]
-    params = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    params = load(expected, stored, like)
     if (folder / PROCESSOR).is_file():
         preprocessing = read_processor(folder / PROCESSOR, name=_NATIVE[kind])
         image_size = image_size or preprocessing.size

@@ -28,9 +28,9 @@ import tyro
 from jax import Array
 from sklearn.cluster import KMeans as SklearnKMeans
 
-from alignment.assignment import GROUP, Rows, Sums, assignment_step
+from alignment.cluster.assignment import GROUP, Rows, Sums, assignment_step
+from alignment.cluster.kmeans import KMeansConfig, kmeans, seed_centres
 from alignment.features import Features
-from alignment.kmeans import KMeansConfig, kmeans, seed_centres
 from common.mesh import MeshConfig, make_mesh
 from common.report import provenance, table
 

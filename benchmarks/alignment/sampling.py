@@ -22,9 +22,9 @@ import numpy as np
 import tyro
 
 from alignment.judgments import Standardisation, Transform
-from alignment.sampling import SAMPLINGS, Sampler
 from alignment.transformed import apply_transform
-from alignment.triplets import write_split
+from alignment.triplets.__main__ import write_split
+from alignment.triplets.sampling import SAMPLINGS, Sampler
 from common.report import provenance, table
 
 OUTPUT = pathlib.Path(__file__).with_suffix(".json")

@@ -34,7 +34,7 @@ import tyro
 
 from alignment.images.preprocess import named
 from alignment.student import Student
-from alignment.triplet_batches import TripletImages
+from alignment.triplets.batches import TripletImages
 from alignment.vit.config import ViTConfig, preset
 from alignment.vit.pretrained import save_pretrained
 from benchmarks.timing import in_turn

@@ -45,8 +45,8 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from scipy.stats import entropy, spearmanr
 
-from alignment import cluster, triplets
 from alignment.classifier import Classifier
+from alignment.cluster import __main__ as cluster
 from alignment.embedder import Embedder
 from alignment.evaluation.figures import COLOURS
 from alignment.evaluation.odd_one_out import odd_one_out
@@ -55,12 +55,13 @@ from alignment.features import Features
 from alignment.files import read_arrays, write_arrays
 from alignment.images.preprocess import Preprocessing, named
 from alignment.judgments import Standardisation, Transform, pair_logits, read_names
-from alignment.shared_images import Pool
 from alignment.student import Student
 from alignment.teacher import __main__ as teacher
 from alignment.teacher.fit import FitConfig
 from alignment.train import run as train_and_export
-from alignment.triplet_batches import TripletImages
+from alignment.triplets import __main__ as triplets
+from alignment.triplets.batches import TripletImages
+from alignment.triplets.shared_images import Pool
 from alignment.vit.config import ViTConfig, preset
 from alignment.vit.pretrained import from_pretrained
 from common import CheckpointConfig, Experiment, LogConfig, OptimConfig

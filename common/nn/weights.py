@@ -17,6 +17,7 @@ import safetensors
 import safetensors.numpy
 from jax import Array
 
+from common.task import Params
 from common.tree import named_leaves
 
 
@@ -127,9 +128,7 @@ def check_keys(stored: Mapping[str, StoredTensor], expected: Iterable[str], *, w
         raise ValueError(f"{where} {' and '.join(problems)}")
 
 
-def load(
-    entries: Sequence[Entry], stored: Mapping[str, StoredTensor], like: Any
-) -> dict[str, np.ndarray]:
+def load(entries: Sequence[Entry], stored: Mapping[str, StoredTensor], like: Params) -> Params:
     """Read parameters from a checkpoint, after all shapes have been checked.
 
     Args:
@@ -138,7 +137,7 @@ def load(
       like: the parameters, or their shapes.
 
     Returns:
-      Float32 arrays by name.
+      The parameters: float32 arrays on the host, in the tree of `like`.
 
     Raises:
       ValueError: if a tensor does not have the entry's shape.
@@ -159,7 +158,7 @@ def load(
             values = stored[key].read()
             target[...] = (values.T if entry.transpose else values).reshape(target.shape)
         loaded[entry.name] = array
-    return loaded
+    return jax.tree.unflatten(jax.tree.structure(like), [loaded[name] for name in shapes])
 
 
 def export(entries: Sequence[Entry], params: Any) -> dict[str, np.ndarray]:

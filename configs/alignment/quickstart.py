@@ -2,15 +2,17 @@
 
 import pathlib
 
-from alignment import cluster, embed, evaluate, triplets
+from alignment import embed, evaluate
 from alignment.classifier import Classifier
+from alignment.cluster import __main__ as cluster
 from alignment.evaluation.inputs import HumanFiles, ModelFiles, PictureFiles
-from alignment.shared_images import Pool
 from alignment.stages import Pipeline
 from alignment.student import JudgedImages, Student
 from alignment.teacher import __main__ as teacher
 from alignment.teacher.fit import FitConfig
-from alignment.triplet_batches import TripletImages
+from alignment.triplets import __main__ as triplets
+from alignment.triplets.batches import TripletImages
+from alignment.triplets.shared_images import Pool
 from alignment.vice import __main__ as vice
 from alignment.vit.config import ViTConfig, preset
 from alignment.world import __main__ as world

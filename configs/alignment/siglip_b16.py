@@ -16,7 +16,7 @@ at step 100,000, float32, seed 42, no clipping, no augmentation.
 import os
 
 from alignment.student import Student
-from alignment.triplet_batches import TripletImages
+from alignment.triplets.batches import TripletImages
 from alignment.vit.model import ViTConfig, preset
 from common import CheckpointConfig, Experiment, LogConfig, OptimConfig
 

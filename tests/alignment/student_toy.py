@@ -5,11 +5,11 @@ import pathlib
 import numpy as np
 
 from alignment.files import write_arrays
-from alignment.sampling import Sampler, SamplingConfig
-from alignment.shared_images import Pool, PooledSampler
 from alignment.student import Student
-from alignment.triplet_batches import TripletImages
-from alignment.triplet_files import triplet_path, write_filenames
+from alignment.triplets.batches import TripletImages
+from alignment.triplets.files import triplet_path, write_filenames
+from alignment.triplets.sampling import Sampler, SamplingConfig
+from alignment.triplets.shared_images import Pool, PooledSampler
 from alignment.vit.config import preset
 from alignment.world.world import World
 from common import CheckpointConfig, Experiment, LogConfig, OptimConfig

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment import cluster
-from alignment.assignment import GROUP, Rows, Sums, assignment_step
+from alignment.cluster import __main__ as cluster
+from alignment.cluster.assignment import GROUP, Rows, Sums, assignment_step
+from alignment.cluster.kmeans import KMeansConfig, kmeans, seed_centres
 from alignment.features import Features
 from alignment.files import read_arrays
 from alignment.judgments import Standardisation, Transform
-from alignment.kmeans import KMeansConfig, kmeans, seed_centres
 from alignment.transformed import apply_transform
 from common.mesh import MeshConfig, make_mesh
 
@@ -38,7 +38,7 @@ def plain_lloyd(x: np.ndarray, centres: np.ndarray, iterations: int):
 @pytest.mark.parametrize("iterations", [1, 2, 15])
 def test_iterations_are_those_of_lloyd(monkeypatch, iterations):
     # Several groups of bounds, the last one not full.
-    monkeypatch.setattr("alignment.assignment.GROUP", 5)
+    monkeypatch.setattr("alignment.cluster.assignment.GROUP", 5)
     x = clouds()
     config = KMeansConfig(
         clusters=12, restarts=1, max_iterations=iterations, chunk=37, tolerance=-1.0
@@ -109,7 +109,7 @@ def test_empty_clusters_take_far_rows(monkeypatch):
     x[:11, 0] = np.arange(10, 120, 10)
     stuck = np.zeros((12, 8), np.float32)
     stuck[1:, 1] = 1000 + np.arange(11)  # nobody is nearest to these
-    monkeypatch.setattr("alignment.kmeans.seed_centres", lambda *_: jnp.asarray(stuck))
+    monkeypatch.setattr("alignment.cluster.kmeans.seed_centres", lambda *_: jnp.asarray(stuck))
     found = kmeans(x, KMeansConfig(clusters=12, restarts=1), ONE)
     assert found.inertia == pytest.approx(0, abs=1e-3)
     assert len(set(found.cluster.tolist())) == 12

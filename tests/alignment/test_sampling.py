@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment.sampling import SAMPLINGS, Sampler
+from alignment.triplets.sampling import SAMPLINGS, Sampler
 
 
 def pattern(groups: np.ndarray, triplets: np.ndarray) -> np.ndarray:

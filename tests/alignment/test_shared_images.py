@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from alignment.sampling import SamplingConfig
-from alignment.shared_images import Pool, PooledSampler
+from alignment.triplets.sampling import SamplingConfig
+from alignment.triplets.shared_images import Pool, PooledSampler
 
 GROUPS = np.random.default_rng(0).integers(-1, 8, 200)  # -1: of no group
 POOL = Pool(triplets=40, groups=3, images_each=4)

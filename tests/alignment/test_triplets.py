@@ -4,14 +4,14 @@ import shutil
 import numpy as np
 import pytest
 
-from alignment import triplets
 from alignment.features import Features
 from alignment.files import read_arrays, write_arrays
 from alignment.judgments import Standardisation, Transform
-from alignment.sampling import Sampler
-from alignment.shared_images import Pool
-from alignment.triplet_files import LabelledTriplets, streamed, triplet_path, write_filenames
-from alignment.triplets import Arguments, labelled_blocks, sort_odd_last
+from alignment.triplets import __main__ as triplets
+from alignment.triplets.__main__ import Arguments, labelled_blocks, sort_odd_last
+from alignment.triplets.files import LabelledTriplets, streamed, triplet_path, write_filenames
+from alignment.triplets.sampling import Sampler
+from alignment.triplets.shared_images import Pool
 
 IMAGES, CLUSTERS = 60, 4
 

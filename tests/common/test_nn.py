@@ -122,7 +122,7 @@ def test_weights_come_back(tmp_path):
     stored = open_safetensors(tmp_path / "a.safetensors")
     assert stored["0.w"].shape == (6, 4)
     loaded = load(ENTRIES, stored, PARAMS)
-    np.testing.assert_array_equal(loaded["blocks/kernel"], PARAMS["blocks"]["kernel"])
+    np.testing.assert_array_equal(loaded["blocks"]["kernel"], PARAMS["blocks"]["kernel"])
     np.testing.assert_array_equal(loaded["table"], PARAMS["table"])
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
@@ -130,7 +130,8 @@ def test_weights_come_back(tmp_path):
 def test_low_precision_is_read_as_float32(tmp_path):
     table = PARAMS["table"].astype(ml_dtypes.bfloat16)
     safetensors.numpy.save_file({"t": table}, tmp_path / "a.safetensors")
-    loaded = load(ENTRIES[1:], open_safetensors(tmp_path / "a.safetensors"), PARAMS)["table"]
+    like = {"table": PARAMS["table"]}
+    loaded = load(ENTRIES[1:], open_safetensors(tmp_path / "a.safetensors"), like)["table"]
     assert loaded.dtype == np.float32
     np.testing.assert_array_equal(loaded, table.astype(np.float32))
 
@@ -143,7 +144,7 @@ def test_several_files_are_one_checkpoint(tmp_path):
     files = {"0.w": "a.safetensors", "1.w": "b.safetensors", "t": "b.safetensors"}
     index.write_text(json.dumps({"weight_map": files}))
     loaded = load(ENTRIES, open_safetensors(index), PARAMS)
-    np.testing.assert_array_equal(loaded["blocks/kernel"], PARAMS["blocks"]["kernel"])
+    np.testing.assert_array_equal(loaded["blocks"]["kernel"], PARAMS["blocks"]["kernel"])
 
     index.write_text(json.dumps({"weight_map": files | {"t": "a.safetensors"}}))
     with pytest.raises(ValueError, match=r"places t in a\.safetensors"):

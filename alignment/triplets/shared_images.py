@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Int
 
-from alignment.sampling import Sampler, SamplingConfig
+from alignment.triplets.sampling import Sampler, SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Pool:
 
 
 class PooledSampler:
-    """Draws triplets in groups that share a pool of images; used as `alignment.sampling.Sampler`.
+    """Draws triplets in groups that share a pool of images; used as `sampling.Sampler` is.
 
     A block is a function of the seed and its index.
     """

@@ -5,7 +5,7 @@
     python -m alignment.triplets features.npz --clusters clusters.npz --untransformed --out alignet
 
 The second command makes the control: the same triplets, labelled by the teacher without what it
-learned from people. See `alignment.triplet_files` for the layout.
+learned from people. See `alignment.triplets.files` for the layout.
 """
 
 import collections
@@ -25,10 +25,10 @@ from jaxtyping import Float, Int
 from alignment.features import Features
 from alignment.files import read_arrays
 from alignment.judgments import PAIRS, check_names
-from alignment.sampling import Sampler, SamplingConfig, of_clusters
-from alignment.shared_images import Pool, PooledSampler
 from alignment.transformed import read_transformed
-from alignment.triplet_files import Labels, Split, streamed, triplet_path, write_filenames
+from alignment.triplets.files import Labels, Split, streamed, triplet_path, write_filenames
+from alignment.triplets.sampling import Sampler, SamplingConfig, of_clusters
+from alignment.triplets.shared_images import Pool, PooledSampler
 from common import cli
 from common.progress import Progress
 from common.report import provenance

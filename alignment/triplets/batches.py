@@ -2,7 +2,7 @@
 
 A batch is made of groups of triplets that are read together; a group's distinct images are listed
 once, and its triplets point into that list. Published files have groups of one triplet and three
-images; files made with `--pool` (`alignment.shared_images`) have large ones.
+images; files made with `--pool` (`alignment.triplets.shared_images`) have large ones.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from jaxtyping import Int, UInt8
 from alignment.images.loading import load_batches
 from alignment.images.preprocess import Preprocessing
 from alignment.images.sources import ImageSource, open_images
-from alignment.triplet_files import LabelledTriplets, Labels, triplet_path
+from alignment.triplets.files import LabelledTriplets, Labels, triplet_path
 from common import Data
 from common.data import EpochOrder
 from common.data.arrays import Arrays

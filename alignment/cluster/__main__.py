@@ -15,8 +15,8 @@ import numpy as np
 import tyro
 from jaxtyping import Float
 
+from alignment.cluster.kmeans import KMeans, KMeansConfig, kmeans
 from alignment.files import write_arrays
-from alignment.kmeans import KMeans, KMeansConfig, kmeans
 from alignment.transformed import read_transformed
 from common import cli
 from common.mesh import MeshConfig, make_mesh

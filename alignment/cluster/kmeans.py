@@ -1,8 +1,8 @@
 """k-means on one accelerator or many: k-means++ on a subsample, then Lloyd's iterations.
 
-Most distances are never computed, see `alignment.assignment`. Beside the features only a few
-numbers a row and one chunk are held: 1.28 million rows of 1,152 features fit on a device of 16 GB,
-and over a mesh every device holds its part of the rows alone.
+Most distances are never computed, see `alignment.cluster.assignment`. Beside the features only a
+few numbers a row and one chunk are held: 1.28 million rows of 1,152 features fit on a device of
+16 GB, and over a mesh every device holds its part of the rows alone.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float, Int
 
-from alignment.assignment import BY_ROW, WHOLE, Rows, Sums, assignment_step
+from alignment.cluster.assignment import BY_ROW, WHOLE, Rows, Sums, assignment_step
 from common.mesh import BATCH_AXES, MeshConfig, await_simulated, make_mesh
 from common.progress import Progress
 from common.rng import stream

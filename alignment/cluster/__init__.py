@@ -1,0 +1,1 @@
+"""Clusters of images by k-means over features."""

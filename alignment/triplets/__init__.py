@@ -1,0 +1,1 @@
+"""Triplets of images with soft labels: drawn, labelled by a teacher, written, read in batches."""
