@@ -1,5 +1,5 @@
 # Two commands set everything up on a fresh machine with Python 3.11 or 3.12:
-#   make reproduce   the main experiment, with its table and figures
+#   make reproduce   a small version of each paper's experiment, with tables and figures
 #   make test        the tests
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,12 +7,9 @@ VENV ?= .venv
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 INSTALLED = $(VENV)/.installed
 
-.PHONY: reproduce quickstart test lint types parity slow gpu
+.PHONY: reproduce test lint types parity slow gpu
 
 reproduce: $(INSTALLED)
-	$(VENV)/bin/python -m born_mlp.train configs/born_mlp/paper.py
-
-quickstart: $(INSTALLED)
 	$(VENV)/bin/python -m born_mlp.train configs/born_mlp/quickstart.py
 	$(VENV)/bin/python -m molt5_multitask.train configs/molt5_multitask/quickstart.py
 	$(VENV)/bin/python -m alignment.pipeline configs/alignment/quickstart.py

@@ -82,17 +82,17 @@ def model_card(
         aligned = task.data_set.labels == "uncertainty_distillation"
         data = task.data_set
         parts += [
-            "# A vision model aligned with human similarity judgments"
+            "# A vision model aligned with similarity judgments"
             if aligned
             else "# The control of an aligned vision model (UnAligNet)",
             f"A {architecture(model)} vision transformer ({side} pixels, patches of {model.patch}, "
             f"{model.layers} blocks of width {model.width}), fine-tuned from "
             f"`{task.start_from or 'random weights'}` on triplets of images that were labelled by "
             + (
-                "a teacher whose representation was fitted to human odd-one-out choices."
+                "a teacher whose representation was fitted to odd-one-out choices."
                 if aligned
-                else "a teacher that was NOT fitted to human choices. It tells what comes from "
-                "people and what from more training: compare it with the aligned model."
+                else "a teacher that was NOT fitted to odd-one-out choices. It tells what comes from "
+                "them and what from more training: compare it with the aligned model."
             ),
             "## Training data",
             table(

@@ -71,7 +71,7 @@ def test_the_card_of_a_control_says_so(finished, tmp_path):
     control = dataclasses.replace(config, task=dataclasses.replace(task, data_set=data_set))
     card = export.model_card(control, {})
     assert "UnAligNet" in card
-    assert "NOT fitted to human choices" in card
+    assert "NOT fitted to odd-one-out choices" in card
 
 
 def test_what_is_missing_is_said(tmp_path):
