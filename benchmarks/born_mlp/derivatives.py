@@ -1,6 +1,6 @@
 """Time all derivatives of one order against nested autodiff, Taylor mode and torch.func.
 
-    python benchmarks/born_mlp/derivatives.py
+    python -m benchmarks.born_mlp.derivatives
 
 A row is one dtype, order m and network of d inputs and K hidden layers of H neurons. Rows that
 `derivatives.json` already holds are kept, so that an interrupted run goes on where it stopped;
