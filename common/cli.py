@@ -114,8 +114,11 @@ def _one_line_errors(run: Callable[..., Any]) -> Iterator[None]:
 def _is_own_check(error: BaseException, run: Callable[..., Any]) -> bool:
     """Whether the error was raised by a check of the core or the project: its message says all.
 
-    Anything else, such as a mistake in a user's task, keeps its traceback.
+    So does that of the system about a file. Anything else, such as a mistake in a user's task,
+    keeps its traceback.
     """
+    if isinstance(error, OSError) and error.filename is not None:
+        return True
     raised_in = pathlib.Path(traceback.extract_tb(error.__traceback__)[-1].filename)
     packages = [_package(file) for file in (__file__, inspect.getfile(run))]
     return any(raised_in.is_relative_to(package) for package in packages)

@@ -158,6 +158,13 @@ def test_checks_anywhere_in_a_commands_package_end_in_one_line(own, tmp_path, mo
     assert ("error: no tea" in capsys.readouterr().err) == own
 
 
+def test_what_the_system_says_of_a_file_ends_in_one_line(path, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(train, [str(path), "--workdir", str(tmp_path / "file" / "run")])
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
 def test_help_lists_every_field_with_its_docstring(path):
     root = pathlib.Path(__file__).parents[2]
     code = "from common import cli, train; import sys; cli.main(train, sys.argv[1:])"
