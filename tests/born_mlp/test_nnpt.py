@@ -149,6 +149,31 @@ def test_finished_iterations_are_not_trained_again(tmp_path, monkeypatch):
         np.testing.assert_array_equal(archive["term_2"], first.terms()[1])
 
 
+def test_kept_terms_of_other_networks_are_not_taken(tmp_path):
+    samples, _ = polynomial_samples(n=512)
+    plan = experiments(GivenSamples(samples), orders=1, steps=100)
+    plan = [dataclasses.replace(plan[0], workdir=str(tmp_path))]
+    first = nnpt.run(plan)
+    dataclasses.replace(
+        first.iterations[0],
+        params=jax.tree.map(lambda p: 2 * p, first.iterations[0].params),
+        terms=tuple(0 * term for term in first.iterations[0].terms),
+    ).save(tmp_path)
+    np.testing.assert_array_equal(nnpt.run(plan).terms()[0], first.terms()[0])
+
+
+def test_the_coefficients_that_are_watched_are_the_corrected_ones():
+    exact = exact_tensor(3, 1)
+    source = ScatteringSamples(sampler=SignedRays(cells=3), count=64)
+    task = dataclasses.replace(
+        experiments(source, members=1)[1].task, lower=(exact[None] * np.array([[0.9, 1.0, 1.1]]),)
+    )
+    params = task.init(jax.random.key(0))
+    watched = task.evaluators()[0](params, None)
+    corrected = task.lower[0] + task.terms(params, 2)[1]
+    assert watched["order_1/0"] == pytest.approx(relative_error(corrected[0], exact), rel=1e-6)
+
+
 def test_perturb_is_a_function_of_samples_alone():
     samples, terms = polynomial_samples(d=2, n=1024)
     found = nnpt.perturb(samples, 2, members=2, steps=1000, hidden=(16, 16))
