@@ -7,7 +7,7 @@ VENV ?= .venv
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 INSTALLED = $(VENV)/.installed
 
-.PHONY: reproduce test lint types parity slow gpu
+.PHONY: reproduce test lint types parity slow gpu aot
 
 reproduce: $(INSTALLED)
 	$(VENV)/bin/python -m born_mlp.train configs/born_mlp/quickstart.py
@@ -15,13 +15,17 @@ reproduce: $(INSTALLED)
 	$(VENV)/bin/python -m alignment.pipeline configs/alignment/quickstart.py
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -n auto -m "not slow and not gpu and not parity"
+	$(VENV)/bin/python -m pytest -n auto -m "not slow and not gpu and not aot and not parity"
 
 slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow
 
 gpu: $(INSTALLED)
 	JAX_PLATFORMS=cuda,cpu $(VENV)/bin/python -m pytest -m gpu
+
+aot: $(INSTALLED)
+	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[aot]"
+	$(VENV)/bin/python -m pytest -m aot
 
 parity: $(INSTALLED)
 	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[parity]"

@@ -1,4 +1,4 @@
-"""The command line of every project: `train`, `show` and `sweep` of a config file, and commands.
+"""The command line of every project: `train`, `show`, `aot` and `sweep` of a config; commands.
 
 Every field of the config is an option, with its docstring as help:
 `python -m born_mlp.train configs/born_mlp/paper.py --help`. A command beside training is a function
@@ -20,8 +20,10 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+import jax
 import tyro
 
+from common import aot
 from common.config import to_json
 from common.experiment import Experiment
 from common.perf import enable_compile_cache
@@ -31,13 +33,15 @@ from common.show import describe
 
 ArgumentsT = TypeVar("ArgumentsT")
 
-COMMANDS = ("train", "show", "sweep")
+COMMANDS = ("train", "show", "aot", "sweep")
 USAGE = """usage: python -m PROJECT.train [train] CONFIG.py [--field value ...]
        python -m PROJECT.train show CONFIG.py [--field value ...]
+       python -m PROJECT.train aot CONFIG.py --topology v5e:16x16 [--slices 1] [--field value ...]
        python -m PROJECT.train sweep CONFIG.py --grid FIELD=V1,V2,... [--field value ...]
 
 train   run the experiment, or resume it from its work folder
 show    print the resolved config, the parameters, shapes and shardings, without compute
+aot     compile the train step for TPUs that are not there: memory, collectives, does it fit
 sweep   run every combination of the grid's values, each in a work folder of its own
 
 CONFIG.py defines `config()`; `CONFIG.py --help` lists its fields."""
@@ -69,6 +73,8 @@ def main(run: Callable[[Any], Any], argv: Sequence[str] | None = None) -> None:
         path = pathlib.Path(args.pop(0))
         if action == "sweep":
             _sweep(run, path, args)
+        elif action == "aot":
+            _aot(path, args)
         else:
             config = resolve(path, args)
             if action == "show":
@@ -193,6 +199,29 @@ def _show(config: Any) -> None:
         else:
             print(f"\n{name}\n{text}" if name else f"\n{text}")
         seen.add(text)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Topology:
+    """The devices to compile for."""
+
+    topology: str
+    """Chip and shape of a slice: v5e:16x16, v5p:4x4x8, v6e:8x8, or simulated ones, cpu:8."""
+    slices: int = 1
+    """Number of slices; replicas are split over them."""
+
+
+def _aot(path: pathlib.Path, args: list[str]) -> None:
+    # Another program's platforms and cache are of no use here.
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
+    target, overrides = tyro.cli(
+        Topology, args=args, prog=f"... aot {path}", return_unknown_args=True
+    )
+    devices = aot.find_devices(target.topology, target.slices)
+    for name, experiment in experiments(resolve(path, overrides)).items():
+        found = aot.compile_step(experiment, devices)
+        print(f"{name}\n" * bool(name) + aot.describe(found), flush=True)
 
 
 def _sweep(run: Callable[[Any], Any], path: pathlib.Path, args: list[str]) -> None:

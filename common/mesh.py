@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from common.tree import match_rules, named_leaves
@@ -27,11 +29,17 @@ class MeshConfig:
     """Devices that share the layers of one example."""
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """Arrange the devices (all by default) as the config says.
+def count_slices(devices: Iterable[jax.Device]) -> int:
+    """Return how many slices of TPUs the devices belong to; other devices count as one."""
+    return len({getattr(d, "slice_index", 0) if d.platform == "tpu" else 0 for d in devices})
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arrange the devices (all by default) as the config says, slices of TPUs along `data`.
 
     Raises:
-      ValueError: if an axis has no device, or the product of the axes is not the device count.
+      ValueError: if an axis has no device, the product of the axes is not the device count, or
+        `data` does not divide over the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]
@@ -46,7 +54,18 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             "set mesh.data, mesh.fsdp and mesh.tensor so that their product is the device count "
             "(mesh.data=-1 takes what is left)"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    slices = count_slices(devices)
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    if sizes[0] % slices:
+        raise ValueError(
+            f"mesh.data={sizes[0]} does not divide over {slices} slices; only replicas of the "
+            "parameters are split over slices, since the network between them is slow"
+        )
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices
+    )
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def parameter_shardings(rules: Any, params: Any, mesh: Mesh) -> Any:
@@ -128,6 +147,39 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
         )
 
 
+def example_shards(x: jax.Array) -> int:
+    """Return over how many devices the mesh of an array splits examples; 1 without a mesh."""
+    mesh = jax.typeof(x).sharding.mesh
+    return math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+
+
+def constrain(x: jax.Array, *axes: Any, like: jax.Array | None = None) -> jax.Array:
+    """Lay out an array inside a compiled function, on the mesh of the function's arguments.
+
+    Args:
+      x: the array.
+      *axes: mesh axes, or None, for each dimension; `PartitionSpec.UNCONSTRAINED`, and what is not
+        given, is left to the compiler.
+      like: array that knows the mesh, where `x` was not computed from the arguments.
+    """
+    known = x if like is None else like
+    if example_shards(known) == 1:
+        return x
+    spec = [*axes, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - len(axes))]
+    mesh = jax.typeof(known).sharding.mesh
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def split_examples(x: jax.Array) -> jax.Array:
+    """Keep the activations of a model split by examples, along their first axis.
+
+    Where parameters are split over `fsdp`, the compiler may else split the width of the activations
+    alike, so that each device computes a part of all the examples of its axis: more memory, and
+    activations instead of weights on the network. What does not divide is left as it is.
+    """
+    return x if len(x) % example_shards(x) else constrain(x, BATCH_AXES)
+
+
 def await_simulated(outputs: Any, mesh: Mesh) -> None:
     """Wait for the outputs of a call where several devices are simulated on one CPU.
 
@@ -136,6 +188,11 @@ def await_simulated(outputs: Any, mesh: Mesh) -> None:
     """
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
         jax.block_until_ready(outputs)
+
+
+def batch_sharding(mesh: Mesh, *, leading_axes: int = 0) -> NamedSharding:
+    """Return the layout of a batch: its examples split over the data and fsdp axes."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * leading_axes, BATCH_AXES))
 
 
 def place(batch: Any, mesh: Mesh, *, leading_axes: int = 0) -> Any:
@@ -156,7 +213,7 @@ def place(batch: Any, mesh: Mesh, *, leading_axes: int = 0) -> Any:
                 f"a batch of {leaf.shape[leading_axes]} examples does not divide over "
                 f"data*fsdp={shards} devices; make it a multiple of {shards}"
             )
-    sharding = NamedSharding(mesh, PartitionSpec(*[None] * leading_axes, BATCH_AXES))
+    sharding = batch_sharding(mesh, leading_axes=leading_axes)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
 

@@ -5,7 +5,10 @@ import dataclasses
 import math
 import os
 import pathlib
+import signal
+import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Self, get_args
 
@@ -13,22 +16,11 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import PyTree
 
-Activity = Literal["init", "compile", "data", "step", "eval", "save"]
+from common.chips import find_chip
 
-# Dense bf16 peaks in FLOP/s of one JAX device, from the vendors' data sheets. The first entry that
-# the device kind contains counts, so variants stand before the plain name.
-_PEAK_FLOPS = (
-    ("TPU v4", 275e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5", 459e12),  # v5p
-    ("TPU v6", 918e12),  # v6e
-    ("H100 PCIe", 756e12),
-    ("H100 NVL", 835e12),
-    ("H100", 989e12),
-    ("H200", 989e12),
-    ("A100", 312e12),
-)
+Activity = Literal["init", "compile", "data", "step", "eval", "save"]
+TRAINING = ("step", "data", "other")
+"""Activities that are the training itself; the step rate is over their time."""
 
 
 class Ledger:
@@ -101,19 +93,13 @@ class Ledger:
         compilation, evaluation and saving. A window without completed work or time is empty.
         """
         seconds = self.seconds()
-        training = seconds["step"] + seconds["data"] + seconds["other"]
+        training = sum(seconds[activity] for activity in TRAINING)
         elapsed = training - self._training_seconds
         steps, examples = self._steps, self._examples
         self._training_seconds, self._steps, self._examples = training, 0, 0
         if not steps or elapsed <= 0:
             return {}
         return {"steps_per_second": steps / elapsed, "examples_per_second": examples / elapsed}
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Return the dense bf16 peak in FLOP/s of one device, or None for a device not in the table."""
-    kind = device_kind.lower()
-    return next((peak for name, peak in _PEAK_FLOPS if name.lower() in kind), None)
 
 
 def utilization(
@@ -132,10 +118,10 @@ def utilization(
       (model FLOPs utilisation, Chowdhery et al., arXiv:2204.02311, appendix B).
     """
     rate = flops_per_step * steps_per_second
-    peak = peak_flops(devices[0].device_kind)
-    if peak is None:
+    chip = find_chip(devices[0].device_kind)
+    if chip is None:
         return {"flops_per_second": rate}
-    return {"flops_per_second": rate, "mfu": rate / (peak * len(devices))}
+    return {"flops_per_second": rate, "mfu": rate / (chip.flops * len(devices))}
 
 
 def param_count(params: PyTree) -> int:
@@ -161,14 +147,16 @@ class ProfileConfig:
 
 
 class Profiler:
-    """Traces a window of steps into `workdir/profile`, once; without a config it does nothing.
+    """Traces a window of steps into `workdir/profile`: that of the config, and one at each SIGUSR1.
 
     with Profiler(config, workdir) as profiler:
         for step in range(start, end):
             profiler.before_step(step, state)
             state = train_step(state)
 
-    Open the trace with TensorBoard's profile plugin, xprof or Perfetto.
+    A signal has the steps traced that follow it, as many as the config says. Without a folder, or
+    outside the main thread, where Python cannot install handlers, it is not asked for. Open a trace
+    with TensorBoard's profile plugin, xprof or Perfetto.
     """
 
     def __init__(
@@ -176,36 +164,64 @@ class Profiler:
     ) -> None:
         if config is not None and workdir is None:
             raise ValueError("a profile needs a folder to be written to: set workdir")
-        self._config = config
-        self._folder = pathlib.Path(workdir or "") / "profile"
-        self._tracing = False
+        self._by_signal = workdir is not None
+        self._folder = os.path.join(workdir or "", "profile")
+        self._steps = (config or ProfileConfig()).steps
+        self._windows = (
+            [] if config is None else [range(config.start_step, config.start_step + config.steps)]
+        )
+        self._asked = self._tracing = False
+        self._previous: Any = None
 
     def __enter__(self) -> Self:
+        if self._by_signal and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGUSR1, self._ask)
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGUSR1, self._previous)
         if self._tracing:
             jax.profiler.stop_trace()
 
+    def _ask(self, signum: int, frame: types.FrameType | None) -> None:  # noqa: ARG002
+        self._asked = True
+
     def before_step(self, step: int, state: Any) -> None:
-        """Start or stop the trace where the window begins or ends.
+        """Start or stop the trace where a window begins or ends.
 
         Args:
           step: number of the step about to be called.
           state: what that step takes; waited for at both ends of the window, so that the trace
             holds whole steps.
         """
-        if self._config is None:
+        if self._asked:
+            self._asked = False
+            self._windows.append(range(step, step + self._steps))
+        if not self._windows:
             return
-        end = self._config.start_step + self._config.steps
-        if not self._tracing and self._config.start_step <= step < end:
+        inside = any(step in window for window in self._windows)
+        if inside != self._tracing:
             jax.block_until_ready(state)
-            jax.profiler.start_trace(self._folder)
-            self._tracing = True
-        elif self._tracing and step >= end:
-            jax.block_until_ready(state)
-            jax.profiler.stop_trace()
-            self._tracing = False
+            if inside:
+                jax.profiler.start_trace(self._folder)
+            else:
+                jax.profiler.stop_trace()
+            self._tracing = inside
+        self._windows = [window for window in self._windows if step < window.stop]
+
+
+def memory_in_use() -> dict[str, float]:
+    """Return the memory of this process's fullest device, where devices tell it.
+
+    Returns:
+      "memory_bytes" in use, "memory_peak_bytes" since the start and "memory_limit_bytes".
+    """
+    names = {"bytes_in_use": "memory_bytes", "peak_bytes_in_use": "memory_peak_bytes"}
+    names |= {"bytes_limit": "memory_limit_bytes"}
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    fullest = max(stats, key=lambda s: s.get("peak_bytes_in_use", 0))
+    return {name: float(fullest[key]) for key, name in names.items() if key in fullest}
 
 
 def enable_compile_cache(path: str | os.PathLike[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """From a config to the parts of a run, checked but not yet computed."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,14 +34,18 @@ class Setup:
     """Jitted `(state, batches) -> (state, metrics)`; it takes over the state's memory."""
 
 
-def prepare(experiment: Experiment[Any]) -> Setup:
+def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = None) -> Setup:
     """Check the config against the devices and build mesh, data, optimizer and step.
+
+    Args:
+      experiment: the config.
+      devices: those of the mesh; all that there are by default.
 
     Raises:
       ValueError: for a mesh, batch, sharding rule or parameter group that does not fit, before any
         compute is spent.
     """
-    mesh = make_mesh(experiment.mesh)
+    mesh = make_mesh(experiment.mesh, devices)
     check_batch(experiment.batch_size, experiment.step.accumulate, mesh)
     task = experiment.task
     for evaluator in task.evaluators():

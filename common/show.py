@@ -12,7 +12,8 @@ from common.setup import prepare
 from common.tree import named_leaves
 
 
-def _bytes_per_device(tree: Any) -> int:
+def bytes_per_device(tree: Any) -> int:
+    """Return the bytes of a tree of arrays, or of their shapes, that one device holds."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -64,9 +65,9 @@ def describe(experiment: Experiment[Any]) -> str:
         *map(line, rows),
         "",
         f"parameters: {count:,}",
-        f"memory per device: parameters {_size(_bytes_per_device(state.params), 'B')}, "
-        f"optimizer {_size(_bytes_per_device(state.opt_state), 'B')}, "
-        f"whole state {_size(_bytes_per_device(state), 'B')}",
+        f"memory per device: parameters {_size(bytes_per_device(state.params), 'B')}, "
+        f"optimizer {_size(bytes_per_device(state.opt_state), 'B')}, "
+        f"whole state {_size(bytes_per_device(state), 'B')}",
     ]
     if flops is not None:
         lines.append(f"operations per step: {_size(flops, 'FLOP')}")

@@ -7,20 +7,20 @@ import importlib.metadata
 import json
 import math
 import os
-import pathlib
 import platform
 import subprocess
 import sys
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
+from etils import epath
 from tensorboardX import SummaryWriter
 
-PathLike = str | os.PathLike[str]
+from common.files import AppendingFile, PathLike, explained, replace
 
 _PACKAGES = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "flax", "jax-three-papers")
 
@@ -53,12 +53,11 @@ class JsonlWriter:
           ValueError: if the file holds anything but such lines.
           OSError: if the file cannot be written.
         """
-        self._path = pathlib.Path(path)
-        with _explained(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = epath.Path(path)
+        with explained(path):
             if self._path.exists():
                 self._drop_lines_after(resume_step)
-            self._file = self._path.open("ab", buffering=0)
+        self._file = AppendingFile(path)
 
     def _drop_lines_after(self, step: int) -> None:
         old = self._path.read_bytes()
@@ -69,7 +68,7 @@ class JsonlWriter:
             line + b"\n" for i, line in enumerate(lines) if self._step_of(line, i + 1) <= step
         )
         if kept != old:
-            _replace(self._path, kept)
+            replace(self._path, kept)
 
     def _step_of(self, line: bytes, number: int) -> int:
         try:
@@ -85,10 +84,7 @@ class JsonlWriter:
         if "step" in scalars:
             raise ValueError('a scalar cannot be called "step", the key of the step itself')
         values = {name: _json_number(float(value)) for name, value in scalars.items()}
-        left = memoryview((json.dumps({"step": step, **values}) + "\n").encode())
-        with _explained(self._path):
-            while left:
-                left = left[self._file.write(left) :]
+        self._file.append((json.dumps({"step": step, **values}) + "\n").encode())
 
     def close(self) -> None:
         """Close the file."""
@@ -99,7 +95,7 @@ class TensorBoardWriter:
     """Writes event files; TensorBoard hides what an earlier start wrote beyond `resume_step`."""
 
     def __init__(self, folder: PathLike, *, resume_step: int = 0) -> None:
-        with _explained(folder):
+        with explained(folder):
             self._writer = SummaryWriter(os.fspath(folder), purge_step=resume_step + 1)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -122,10 +118,10 @@ class WandbWriter:
             raise ImportError(
                 "Weights & Biases needs its client: pip install 'jax-three-papers[wandb]'"
             ) from None
-        id_file = pathlib.Path(folder) / "wandb_id"
-        with _explained(id_file):
+        id_file = epath.Path(folder) / "wandb_id"
+        with explained(id_file):
             if not id_file.exists():
-                _replace(id_file, uuid.uuid4().hex.encode())
+                replace(id_file, uuid.uuid4().hex.encode())
             run_id = id_file.read_text()
         self._run = wandb.init(
             project=project, id=run_id, resume="allow", dir=os.fspath(folder), config=dict(config)
@@ -159,7 +155,7 @@ def make_writers(
     """
     if workdir is None or jax.process_index() != 0:
         return ()
-    folder = pathlib.Path(workdir)
+    folder = epath.Path(workdir)
     writers: list[Writer] = [JsonlWriter(folder / "metrics.jsonl", resume_step=resume_step)]
     if tensorboard:
         writers.append(TensorBoardWriter(folder / "tensorboard", resume_step=resume_step))
@@ -181,15 +177,15 @@ def write_manifest(workdir: PathLike, config: Mapping[str, Any]) -> None:
     """
     if jax.process_index() != 0:
         return
-    path = pathlib.Path(workdir) / "manifest.json"
-    with _explained(path):
+    path = epath.Path(workdir) / "manifest.json"
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             starts = json.loads(path.read_bytes())["starts"] if path.exists() else []
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path} is not a run's manifest; move it away") from None
         starts.append(_describe_start() | {"config": config})
-        _replace(path, (json.dumps({"starts": starts}, indent=2) + "\n").encode())
+        replace(path, (json.dumps({"starts": starts}, indent=2) + "\n").encode())
 
 
 def _describe_start() -> dict[str, Any]:
@@ -229,24 +225,3 @@ def _json_number(value: float) -> float | str:
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    """Replace a file in one step: a crash leaves the old content or the new."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-@contextlib.contextmanager
-def _explained(path: PathLike) -> Iterator[None]:
-    """Say what could not be written, and what to do about it."""
-    try:
-        yield
-    except OSError as error:
-        advice = "free space there, check its permissions, or choose another workdir"
-        message = f"cannot write {os.fspath(path)} ({error.strerror}): {advice}"
-        raise OSError(error.errno, message) from error

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
 
+from common.mesh import BATCH_AXES, constrain, example_shards
 from common.metrics import Mean
 from common.rng import Rngs
 from molt5_multitask.model import T5
@@ -92,6 +94,8 @@ def cross_entropy(
         .swapaxes(0, 1)
         for x in (hidden, targets, weights)
     ]
+    # Its width, which `fsdp` splits, is gathered once and not for every chunk.
+    table = constrain(table, PartitionSpec.UNCONSTRAINED, None, like=hidden)
     spare = len(table) - (len(table) if vocab_size is None else vocab_size)
     total = _total(config.label_smoothing, config.z_loss, spare, parts[0], table, *parts[1:])
     return Mean(total, jnp.sum(weights))
@@ -145,13 +149,18 @@ def _total_forward(
         loss, by_logits = _chunk(smoothing, z_loss, spare, table, *part)
         by_logits = by_logits.astype(table.dtype)
         by_table += jnp.einsum(
-            "bcv,bcd->vd", by_logits, part[0], preferred_element_type=jnp.float32
+            "sbcv,sbcd->svd",
+            *(x.reshape(shards, -1, *x.shape[1:]) for x in (by_logits, part[0])),
+            preferred_element_type=jnp.float32,
         )
         return (total + loss, by_table), jnp.einsum("bcv,vd->bcd", by_logits, table)
 
-    start = (jnp.zeros(()), jnp.zeros(table.shape, jnp.float32))
-    (total, by_table), by_hidden = jax.lax.scan(add, start, (hidden, *rest))
-    return total, (by_hidden.astype(hidden.dtype), by_table.astype(table.dtype), rest)
+    # Each device has a sum of its own, so that they are added up once and not for every chunk.
+    shards = example_shards(hidden)
+    zero = constrain(jnp.zeros((shards, *table.shape), jnp.float32), BATCH_AXES, like=hidden)
+    (total, by_table), by_hidden = jax.lax.scan(add, (jnp.zeros(()), zero), (hidden, *rest))
+    by_table = jnp.sum(by_table, axis=0).astype(table.dtype)
+    return total, (by_hidden.astype(hidden.dtype), by_table, rest)
 
 
 def _total_backward(

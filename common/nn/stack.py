@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from common.mesh import split_examples
 from common.step import Remat
 
 Block = TypeVar("Block", bound=nnx.Module)
@@ -50,7 +51,7 @@ def run_stack(
 
     def run(x: Array, layer: tuple[Any, Any]) -> Array:
         params, own = layer
-        return step(nnx.merge(graph, params), x, own)
+        return split_examples(step(nnx.merge(graph, params), split_examples(x), own))
 
     if remat != "none":
         policies = jax.checkpoint_policies

@@ -7,14 +7,14 @@ and optimizer are split over the `fsdp` axis where the mesh has one.
 import dataclasses
 
 from common import Experiment, StepConfig
-from configs.molt5_multitask import text_chem_t5_base
+from configs.molt5_multitask import text_chem_t5_small
 from molt5_multitask.losses import LossConfig
 from molt5_multitask.training import MultitaskT5
 
 
-def config() -> Experiment[MultitaskT5]:
+def config(size: str = "t5-base") -> Experiment[MultitaskT5]:
     """Return the experiment."""
-    paper = text_chem_t5_base.config()
+    paper = text_chem_t5_small.config(size)
     model = dataclasses.replace(paper.task.model, vocab_multiple=128, dropout_shared=True)
     return dataclasses.replace(
         paper,

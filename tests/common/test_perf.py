@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -10,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from common.chips import find_chip
 from common.perf import (
     Ledger,
     ProfileConfig,
     Profiler,
     param_count,
-    peak_flops,
     utilization,
 )
 
@@ -117,7 +118,8 @@ def test_rates_are_over_the_training_time_since_the_last_log(clock):
     ],
 )
 def test_peak_flops(kind, peak):
-    assert peak_flops(kind) == peak
+    chip = find_chip(kind)
+    assert (None if chip is None else chip.flops) == peak
 
 
 def test_utilization():
@@ -162,7 +164,7 @@ def test_profiler_window(tmp_path, trace_calls, steps, started, stopped):
             for call in trace_calls[before:]:
                 seen[call[0]] = step
     assert seen == {k: v for k, v in {"start": started, "stop": stopped}.items() if v is not None}
-    expected = [] if started is None else [("start", tmp_path / "profile"), ("stop",)]
+    expected = [] if started is None else [("start", str(tmp_path / "profile")), ("stop",)]
     assert trace_calls == expected
 
 
@@ -171,6 +173,18 @@ def test_profiler_writes_a_trace(tmp_path):
         for step in range(3):
             profiler.before_step(step, jnp.zeros(()))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_signal_asks_for_a_trace(tmp_path, trace_calls):
+    with Profiler(ProfileConfig(start_step=100, steps=2), tmp_path) as profiler:
+        for step in range(10):
+            if step in (3, 7):
+                os.kill(os.getpid(), signal.SIGUSR1)
+            before = len(trace_calls)
+            profiler.before_step(step, jnp.zeros(()))
+            assert len(trace_calls) - before == (step in (3, 5, 7, 9))
+    assert [call[0] for call in trace_calls] == ["start", "stop"] * 2
+    assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 
 
 def test_no_profile(tmp_path, trace_calls):

@@ -90,7 +90,7 @@ def test_a_crash_while_dropping_lines_leaves_the_old_log(tmp_path, monkeypatch):
     def crash(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pathlib.Path, "replace", crash)
+    monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
         JsonlWriter(path, resume_step=1)
     assert path.read_bytes() == whole
@@ -122,7 +122,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
     writer = JsonlWriter(tmp_path / "log")
     writer.close()
     with open("/dev/full", "ab", buffering=0) as full:
-        monkeypatch.setattr(writer, "_file", full)
+        monkeypatch.setattr(writer._file, "_file", full)
         with pytest.raises(OSError, match=r"cannot write .*log \(No space left on device\): free"):
             writer.write(1, {"loss": 1.0})
 

@@ -1,0 +1,77 @@
+"""The files of a run's folder, on a disk or in a bucket (`gs://`): whole, or line by line."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from etils import epath
+
+PathLike = str | os.PathLike[str]
+
+
+def is_remote(path: PathLike) -> bool:
+    """Whether a path is the address of an object store."""
+    return "://" in os.fspath(path)
+
+
+def replace(path: PathLike, content: bytes) -> None:
+    """Replace a file in one step: a crash leaves the old content or the new."""
+    if is_remote(path):  # objects are written whole or not at all
+        epath.Path(path).write_bytes(content)
+        return
+    temporary = f"{os.fspath(path)}.tmp"
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class AppendingFile:
+    """A file that grows by lines, each of which is written at once.
+
+    Object stores cannot append: there, every line writes the whole file.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        """Open the file, and make its folder.
+
+        Raises:
+          OSError: saying what to do, if it cannot be written.
+        """
+        self._path = epath.Path(path)
+        with explained(path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._content = b""
+            self._file = None
+            if not is_remote(path):
+                self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+            elif self._path.exists():
+                self._content = self._path.read_bytes()
+
+    def append(self, line: bytes) -> None:
+        """Add a line."""
+        with explained(self._path):
+            if self._file is None:
+                self._content += line
+                self._path.write_bytes(self._content)
+                return
+            left = memoryview(line)
+            while left:
+                left = left[self._file.write(left) :]
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+@contextlib.contextmanager
+def explained(path: PathLike) -> Iterator[None]:
+    """Say what could not be written, and what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        advice = "free space there, check its permissions, or choose another workdir"
+        message = f"cannot write {os.fspath(path)} ({error.strerror}): {advice}"
+        raise OSError(error.errno, message) from error
