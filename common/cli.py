@@ -22,8 +22,9 @@ from typing import Any, Protocol, TypeVar
 
 import jax
 import tyro
+from etils import epath
 
-from common import aot
+from common import aot, runs
 from common.config import to_json
 from common.experiment import Experiment
 from common.perf import enable_compile_cache
@@ -33,18 +34,22 @@ from common.show import describe
 
 ArgumentsT = TypeVar("ArgumentsT")
 
-COMMANDS = ("train", "show", "aot", "sweep")
+COMMANDS = ("train", "show", "compare", "aot", "sweep")
 USAGE = """usage: python -m PROJECT.train [train] CONFIG.py [--field value ...]
        python -m PROJECT.train show CONFIG.py [--field value ...]
+       python -m PROJECT.train show RUN
+       python -m PROJECT.train compare RUN RUN ...
        python -m PROJECT.train aot CONFIG.py --topology v5e:16x16 [--slices 1] [--field value ...]
        python -m PROJECT.train sweep CONFIG.py --grid FIELD=V1,V2,... [--field value ...]
 
 train   run the experiment, or resume it from its work folder
-show    print the resolved config, the parameters, shapes and shardings, without compute
+show    print the resolved config, the parameters, shapes and shardings, without compute; of the
+        work folder of a run: where its time went, over all restarts, and its loss over that time
+compare set the metrics of runs beside each other, with a figure of their curves
 aot     compile the train step for TPUs that are not there: memory, collectives, does it fit
 sweep   run every combination of the grid's values, each in a work folder of its own
 
-CONFIG.py defines `config()`; `CONFIG.py --help` lists its fields."""
+CONFIG.py defines `config()`; `CONFIG.py --help` lists its fields. RUN is a work folder."""
 
 
 class Study(Protocol):
@@ -70,6 +75,9 @@ def main(run: Callable[[Any], Any], argv: Sequence[str] | None = None) -> None:
         if not args or args[0].startswith("-"):
             print(USAGE, file=sys.stdout if args in (["-h"], ["--help"]) else sys.stderr)
             sys.exit(0 if args in (["-h"], ["--help"]) else 2)
+        if action == "compare" or (action == "show" and epath.Path(args[0]).is_dir()):
+            print(runs.show(args[0]) if action == "show" else runs.compare(args))
+            return
         path = pathlib.Path(args.pop(0))
         if action == "sweep":
             _sweep(run, path, args)

@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import logging
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from etils import epath
 
 from common import metrics
 from common.checkpoint import Checkpoints
@@ -13,8 +14,9 @@ from common.config import to_dict
 from common.data import prefetch, stack_steps
 from common.data.arrays import Arrays
 from common.experiment import Experiment
+from common.goodput import GoodputLog
 from common.mesh import await_simulated, place
-from common.perf import Ledger, Profiler, utilization
+from common.perf import Ledger, Profiler, memory_in_use, utilization
 from common.preempt import Preempted, StopRequest
 from common.progress import Progress
 from common.setup import Setup, prepare
@@ -44,10 +46,15 @@ class _Reporter:
     """Writes what the loop finds out, training metrics one call late."""
 
     def __init__(
-        self, setup: Setup, writers: tuple[Writer, ...], progress: Progress, ledger: Ledger
+        self,
+        setup: Setup,
+        writers: tuple[Writer, ...],
+        progress: Progress,
+        ledger: Ledger,
+        goodput: GoodputLog,
     ) -> None:
         self._setup, self._writers, self._progress = setup, writers, progress
-        self._ledger = ledger
+        self._ledger, self._goodput = ledger, goodput
         self._pending: tuple[int, metrics.Metrics] | None = None
         self.latest: dict[str, float] = {}
 
@@ -74,6 +81,7 @@ class _Reporter:
             )
         self.write(step, {f"train/{name}": value for name, value in values.items()})
         self._write_speed(step)
+        self._goodput.write(step, self._ledger.seconds(), values["loss"])
 
     def _write_speed(self, step: int) -> None:
         experiment = self._setup.experiment
@@ -85,6 +93,7 @@ class _Reporter:
             devices = list(self._setup.mesh.devices.flat)
             speed |= utilization(flops, speed["steps_per_second"], devices)
         speed["goodput"] = self._ledger.goodput()
+        speed |= memory_in_use()
         self.write(step, {f"perf/{name}": value for name, value in speed.items()})
 
     def progress(self, step: int) -> None:
@@ -125,7 +134,7 @@ def train(experiment: Experiment[Any], *, description: str = "") -> Result:
             checkpoints: Checkpoints | None = None
             state: Any = None
             if workdir is not None:
-                pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+                epath.Path(workdir).mkdir(parents=True, exist_ok=True)
                 checkpoints = stack.enter_context(Checkpoints(workdir, experiment.checkpoint))
                 checkpoints.adopt_config(config)
                 write_manifest(workdir, config)
@@ -146,7 +155,9 @@ def train(experiment: Experiment[Any], *, description: str = "") -> Result:
             Progress(steps, start=start, description=description, enabled=experiment.log.progress)
         )
         profiler = stack.enter_context(Profiler(experiment.log.profile, workdir))
-        report = _Reporter(setup, writers, progress, ledger)
+        goodput = stack.enter_context(GoodputLog(workdir))
+        goodput.write(start, ledger.seconds())
+        report = _Reporter(setup, writers, progress, ledger, goodput)
 
         def evaluate(step: int) -> None:
             for evaluator in evaluators:
@@ -162,6 +173,7 @@ def train(experiment: Experiment[Any], *, description: str = "") -> Result:
                 report.flush()
                 with ledger("save"):
                     checkpoints.save(step, state)
+                goodput.write(step, ledger.seconds())
 
         batches = stack.enter_context(
             prefetch(_batches(setup, start), lambda b: place(b, mesh, leading_axes=1))
@@ -195,6 +207,7 @@ def train(experiment: Experiment[Any], *, description: str = "") -> Result:
             evaluate(steps)
             save(steps)
             report.write(steps, {f"perf/seconds_{k}": v for k, v in ledger.seconds().items()})
+            goodput.write(steps, ledger.seconds())
         else:
             logger.info("the run in %s is complete", workdir)
             for evaluator in evaluators:

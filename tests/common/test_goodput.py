@@ -1,0 +1,101 @@
+"""The account of a run's wall time over its starts, and what is shown of runs."""
+
+import dataclasses
+import json
+
+import pytest
+
+from common import cli
+from common.goodput import Account, GoodputLog
+from common.loop import train
+from common.runs import compare, show
+from tests.common.toy import Toy, experiment
+
+ACTIVITIES = ("init", "compile", "data", "step", "eval", "save", "other")
+
+
+def line(start, time, step, loss=None, **seconds):
+    return {
+        "start": start,
+        "time": time,
+        "step": step,
+        "loss": loss,
+        "seconds": dict.fromkeys(ACTIVITIES, 0.0) | seconds,
+    }
+
+
+def test_lost_work_and_the_time_between_starts(tmp_path):
+    lines = [
+        line(0, 110.0, 0, init=10.0),
+        line(0, 130.0, 100, 2.0, init=10.0, step=20.0),
+        line(0, 132.0, 100, init=10.0, step=20.0, save=2.0),  # resumed from here
+        line(0, 152.0, 200, 1.0, init=10.0, step=40.0, save=2.0),  # then killed
+        line(1, 205.0, 100, init=5.0),
+        line(1, 245.0, 300, 0.5, init=5.0, step=40.0),
+    ]
+    text = "".join(json.dumps(x) + "\n" for x in lines)
+    (tmp_path / "goodput.jsonl").write_text(text + '{"start": 1, "torn')
+    account = Account.read(tmp_path)
+    first, second = account.starts
+    assert (first.lost_steps, first.lost_seconds, first.down_seconds) == (100, 20.0, 48.0)
+    assert (second.first_step, second.last_step, second.lost_steps) == (100, 300, 0)
+    assert account.wall_seconds == 52 + 48 + 45
+    assert account.goodput == (20 + 40) / 145
+    assert account.steps_per_second == (200 + 200) / 80
+    assert "| 20.0 (100 steps) | 48.0 |" in account.table()
+
+
+def test_a_line_is_there_before_the_file_is_closed(tmp_path):
+    with GoodputLog(tmp_path) as log:
+        log.write(7, {"step": 1.23456})
+        (written,) = (tmp_path / "goodput.jsonl").read_text().splitlines()
+    assert json.loads(written)["seconds"] == {"step": 1.235}
+    with GoodputLog(None) as log:
+        log.write(7, {"step": 1.0})
+
+
+class Crash(Toy):
+    """Fails when its data of step 7 are asked for."""
+
+    def data(self, **kwargs):
+        data = super().data(**kwargs)
+        batch = data.batch
+
+        def failing(step):
+            if step == 11:
+                raise ConnectionError("the machine is gone")
+            return batch(step)
+
+        data.batch = failing
+        return data
+
+
+def test_a_run_with_a_crash_is_shown_and_compared(tmp_path, capsys):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(experiment(workdir=str(whole)))
+    with pytest.raises(ConnectionError):
+        train(experiment(Crash(), workdir=str(broken)))
+    train(experiment(workdir=str(broken)))
+    first, second = Account.read(broken).starts
+    assert (first.first_step, second.first_step, second.last_step) == (0, 8, 12)
+    assert first.lost_steps == first.last_step - 8
+
+    cli.main(lambda _: None, ["show", str(broken)])
+    text = capsys.readouterr().out
+    assert "| start | began | steps | init | compile |" in text
+    assert "steps/s in training" in text
+    assert (broken / "goodput.png").read_bytes().startswith(b"\x89PNG")
+
+    other = tmp_path / "other"
+    train(dataclasses.replace(experiment(workdir=str(other)), seed=1))
+    text = compare([whole, broken, other])
+    assert "|  | whole | broken | other |" in text
+    assert "- other: seed = 1 (in whole: 0)" in text
+    row = next(x for x in text.splitlines() if x.startswith("| test/loss |")).split(" | ")
+    assert row[1] == row[2] != row[3]
+    assert (other / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not the work folder of a run"):
+        show(tmp_path)
