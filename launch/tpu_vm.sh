@@ -25,7 +25,7 @@ case $action in
   start)
     shift
     printf -v command '%q ' "$@"
-    on all "cd code && { nohup launch/keep_running.sh .venv/bin/python -m $command \
+    on all "cd code && { nohup .venv/bin/python -m common.supervise -- .venv/bin/python -m $command \
       >> train.log 2>&1 < /dev/null & echo \$! > train.pid; }"
     ;;
   logs) on 0 'tail -F code/train.log' ;;

@@ -128,8 +128,8 @@ def main(largest: int = 256) -> None:
         f"{origin['machine']}; {origin['date']}; {origin['versions']}; `{origin['command']}`",
         f"T5-base, {ROWS} rows of 512 + 512 tokens a device, float32. Bytes are those of one "
         "device in a step, by the ring algorithm. The last columns say from how many rows a device "
-        "on the matrix products take longer than the network, by published rates and with all links "
-        "in use: no time was measured. What is what: see `scaling.py`.",
+        "on the matrix products take longer than the network, by published rates, all links in "
+        "use: no time was measured. What is what: see `scaling.py`.",
         report.table((*header, *(f"rows, {chip}" for chip in ON_PAPER)), rows),
         "![Bytes sent, state held, and rows from which products dominate](scaling.png)",
     ]

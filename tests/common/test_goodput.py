@@ -5,20 +5,20 @@ import json
 
 import pytest
 
-from common import cli
+from common import ArrayData, cli
 from common.goodput import Account, GoodputLog
 from common.loop import train
 from common.runs import compare, show
-from tests.common.toy import Toy, experiment
+from tests.common.toy import experiment
 
 ACTIVITIES = ("init", "compile", "data", "step", "eval", "save", "other")
 
 
-def line(start, time, step, loss=None, **seconds):
+def line(start, time, done, loss=None, **seconds):
     return {
         "start": start,
         "time": time,
-        "step": step,
+        "step": done,
         "loss": loss,
         "seconds": dict.fromkeys(ACTIVITIES, 0.0) | seconds,
     }
@@ -54,27 +54,25 @@ def test_a_line_is_there_before_the_file_is_closed(tmp_path):
         log.write(7, {"step": 1.0})
 
 
-class Crash(Toy):
-    """Fails when its data of step 7 are asked for."""
+def crash_at(step, monkeypatch):
+    """Have the data of a step fail to come."""
+    batch = ArrayData.batch
 
-    def data(self, **kwargs):
-        data = super().data(**kwargs)
-        batch = data.batch
+    def failing(self, number):
+        if number == step:
+            raise ConnectionError("the machine is gone")
+        return batch(self, number)
 
-        def failing(step):
-            if step == 11:
-                raise ConnectionError("the machine is gone")
-            return batch(step)
-
-        data.batch = failing
-        return data
+    monkeypatch.setattr(ArrayData, "batch", failing)
 
 
-def test_a_run_with_a_crash_is_shown_and_compared(tmp_path, capsys):
+def test_a_run_with_a_crash_is_shown_and_compared(tmp_path, capsys, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(experiment(workdir=str(whole)))
-    with pytest.raises(ConnectionError):
-        train(experiment(Crash(), workdir=str(broken)))
+    with monkeypatch.context() as patch:
+        crash_at(11, patch)
+        with pytest.raises(ConnectionError):
+            train(experiment(workdir=str(broken)))
     train(experiment(workdir=str(broken)))
     first, second = Account.read(broken).starts
     assert (first.first_step, second.first_step, second.last_step) == (0, 8, 12)

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -38,8 +37,6 @@ def fakes(tmp_path, monkeypatch):
     monkeypatch.setenv("RECORD", str(record))
     monkeypatch.setenv("PYTHON", sys.executable)
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    monkeypatch.setenv("RESTART_SECONDS", "0")
-    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     def start(script: str, *arguments: str, **kwargs) -> subprocess.Popen[str]:
@@ -98,35 +95,6 @@ def test_a_slurm_job_outlives_its_signal(fakes, tmp_path):
     job.communicate(timeout=20)
     assert job.returncode == 143
     assert told() == ["scontrol requeue 4711"]
-
-
-def test_a_run_is_started_again_until_it_ends_well(fakes, tmp_path):
-    start, _ = fakes
-    count = tmp_path / "count"
-    script = f"echo x >> {count}; [[ $(wc -l < {count}) -eq 3 ]]"
-    run = start("keep_running.sh", "bash", "-c", script)
-    _, errors = run.communicate(timeout=20)
-    assert run.returncode == 0
-    assert errors.count("ended with status 1; started again") == 2
-
-
-def test_a_mistake_is_not_started_for_ever(fakes):
-    start, _ = fakes
-    run = start("keep_running.sh", "bash", "-c", "exit 7")
-    _, errors = run.communicate(timeout=20)
-    assert run.returncode == 7
-    assert "three times within a minute" in errors
-
-
-def test_a_run_that_is_stopped_is_not_started_again(fakes):
-    start, _ = fakes
-    script = "sleep 60 & trap 'kill %1; exit 143' TERM; echo up; wait"
-    run = start("keep_running.sh", "bash", "-c", script)
-    assert run.stdout.readline() == "up\n"
-    time.sleep(0.1)
-    run.terminate()
-    run.communicate(timeout=20)
-    assert run.returncode == 143
 
 
 def test_a_tpu_vm_is_told_the_command_with_its_quotes(fakes, monkeypatch):
