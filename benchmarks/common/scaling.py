@@ -129,8 +129,9 @@ def main(largest: int = 256) -> None:
         f"T5-base, {ROWS} rows of 512 + 512 tokens a device, float32. Bytes are those of one "
         "device in a step, by the ring algorithm. The last columns say from how many rows a device "
         "on the matrix products take longer than the network, by published rates, all links in "
-        "use: no time was measured. The CPU's compiler sums what is split over `fsdp` by an all-reduce "
-        "and a slice; the TPU's takes a reduce-scatter, half of it. What is what: see `scaling.py`.",
+        "use: no time was measured. The CPU's compiler sums what is split over `fsdp` by an "
+        "all-reduce and a slice; the TPU's takes a reduce-scatter, half of it. What is what: see "
+        "`scaling.py`.",
         report.table((*header, *(f"rows, {chip}" for chip in ON_PAPER)), rows),
         "![Bytes sent, state held, and rows from which products dominate](scaling.png)",
     ]
