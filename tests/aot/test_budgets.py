@@ -17,7 +17,7 @@ pytestmark = pytest.mark.aot
 MIB = 2**20
 SLACK = 1.05
 BASE, XL = "molt5_multitask/base_packed.py", "molt5_multitask/xl_packed.py"
-VIT_L = "alignment/vit_l16.py"
+VIT_B, VIT_L = "alignment/vit_b16.py", "alignment/vit_l16.py"
 
 # Config, topology of a slice, slices, overrides; GiB of a device, and MiB that it sends in a step.
 BUDGETS = {
@@ -40,6 +40,10 @@ BUDGETS = {
     "vit-l v5e-64": (
         (VIT_L, "v5e:8x8", 1, "--mesh.fsdp 8"),
         (5.46, {"all-gather": 1012, "all-reduce": 258, "reduce-scatter": 1015}),
+    ),
+    "vit-b two slices of v5e-16": (
+        (VIT_B, "v5e:4x4", 2, ""),
+        (12.77, {"all-gather": 335, "all-reduce": 661, "reduce-scatter": 5, "send": 29}),
     ),
 }
 
