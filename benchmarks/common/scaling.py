@@ -89,7 +89,7 @@ def draw(results: dict[str, list[dict[str, Any]]]) -> Figure:
         axes.set_xlabel("devices")
         axes.grid(alpha=0.3)
     sent.legend()
-    rows.legend(title="published rates of", loc="lower right")
+    rows.legend(title="published rates of", loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
