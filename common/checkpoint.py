@@ -11,6 +11,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from common.config import diff
+from common.files import absolute
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str | pathlib.Path, config: CheckpointConfig) -> None:
         self._config = config
-        self._workdir = pathlib.Path(workdir).absolute()
+        self._workdir = absolute(workdir)
         self._folder = self._workdir / "checkpoints"
         policies = ocp.training.preservation_policies
         preserve: list[Any] = [policies.LatestN(config.keep)]

@@ -14,6 +14,11 @@ def is_remote(path: PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def absolute(path: PathLike) -> epath.Path:
+    """Return the whole path; an address in a bucket is whole already."""
+    return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
+
+
 def replace(path: PathLike, content: bytes) -> None:
     """Replace a file in one step: a crash leaves the old content or the new."""
     if is_remote(path):  # objects are written whole or not at all

@@ -143,16 +143,17 @@ def _draw_wall_time(axes: Axes, account: Account, label: str, *, color: str | No
         if points:
             kept = start.last_step - start.lost_steps
             minutes, losses, _ = zip(*points, strict=True)
-            line = axes.plot(minutes, losses, color=color or f"C{number}", alpha=0.3)[0]
+            shade = color or f"C{number}"
+            axes.plot(minutes, losses, color=shade, alpha=0.3)
             solid = [(x, y) for x, y, step in points if step <= kept]
             if solid:
-                axes.plot(*zip(*solid, strict=True), color=line.get_color(), label=label)
+                axes.plot(*zip(*solid, strict=True), color=shade, label=label)
                 label = ""
         if number:
             axes.axvline((start.lines[0]["time"] - origin) / 60, color="gray", ls=":", lw=1)
     axes.set(xlabel="minutes since the first start (dotted: restarts)", ylabel=LOSS)
-    losses = [x["loss"] for s in account.starts for x in s.lines if x["loss"] is not None]
-    _log_if_positive(axes, losses)
+    logged = [x["loss"] for s in account.starts for x in s.lines if x["loss"] is not None]
+    _log_if_positive(axes, logged)
 
 
 def _log_if_positive(axes: Axes, values: Sequence[float]) -> None:

@@ -12,7 +12,7 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from common import runs
-from common.files import AppendingFile, is_remote
+from common.files import AppendingFile, absolute, is_remote
 from common.goodput import Account, GoodputLog
 from common.writers import JsonlWriter, write_manifest
 
@@ -66,6 +66,8 @@ def test_manifest_and_account(bucket):
 def test_each_line_is_there_at_once(bucket, tmp_path):
     assert is_remote(RUN)
     assert not is_remote(tmp_path)
+    assert str(absolute(RUN)) == RUN
+    assert absolute("runs/a").is_absolute()
     file = AppendingFile(f"{RUN}/x")
     for count, line in enumerate((b"a\n", b"b\n"), 1):
         file.append(line)

@@ -55,7 +55,7 @@ def test_config(path, data_set, monkeypatch):
         with monkeypatch.context() as patch:
             for place in (
                 "student.open_images",
-                "triplet_batches.open_images",
+                "triplets.batches.open_images",
                 "files.read_arrays",
             ):
                 patch.setattr(f"alignment.{place}", lambda *_, **__: pytest.fail("data was read"))
