@@ -91,8 +91,8 @@ def model_card(
             + (
                 "a teacher whose representation was fitted to odd-one-out choices."
                 if aligned
-                else "a teacher that was NOT fitted to odd-one-out choices. It tells what comes from "
-                "them and what from more training: compare it with the aligned model."
+                else "a teacher that was NOT fitted to odd-one-out choices. It tells what comes "
+                "from them and what from more training: compare it with the aligned model."
             ),
             "## Training data",
             table(
