@@ -5,15 +5,23 @@ import json
 import logging
 import pathlib
 import textwrap
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
 from orbax.checkpoint import v1 as ocp
 
+from common import distributed
+from common.choices import check_choice
 from common.config import diff
 from common.files import absolute
+from common.tree import named_leaves
 
 logger = logging.getLogger(__name__)
+
+OnFailure = Literal["stop", "continue"]
 
 FREE_KEYS = ("workdir", "log.", "checkpoint.", "mesh.")
 """Config keys that may change between a checkpoint and the run that resumes it."""
@@ -29,14 +37,40 @@ class CheckpointConfig:
     """Newest checkpoints to keep; more than one, so that a torn one can be passed over."""
     keep_every: int | None = None
     """Steps whose multiples are kept for good; None keeps no others."""
-    accept_config_change: bool = False
-    """Resume although the config differs from the checkpoint's."""
+    on_failure: OnFailure = "stop"
+    """What a checkpoint that cannot be written does to the run. One that goes on tries again at the
+    next save; the older checkpoints stay. The last save of a run must succeed in any case."""
+    accept_config_change: tuple[str, ...] = ()
+    """Keys, such as `optim.learning_rate` or `task.`, that may differ from the checkpoint's config."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise ValueError(f"checkpoint.keep must be at least 1, got {self.keep}")
+        check_choice("checkpoint.on_failure", self.on_failure, get_args(OnFailure))
         if self.keep_every is not None and self.keep_every < 1:
             raise ValueError(f"checkpoint.keep_every must be positive, got {self.keep_every}")
+
+
+class _Unreadable(Exception):
+    """Why a checkpoint cannot be read."""
+
+
+@jax.jit
+def checksums(state: Any) -> Array:
+    """Sum up the bits of each leaf, uint32 (leaves,), alike on every topology.
+
+    A file system or a bus that flips a bit in an array is found by nothing else: the arrays' format
+    has no checksum of its own. Any single flip changes the sum.
+    """
+
+    def total(leaf: Array) -> Array:
+        if leaf.dtype == bool:
+            leaf = leaf.astype(jnp.uint8)
+        bits = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+        words = jax.lax.bitcast_convert_type(leaf, bits)
+        return jnp.sum(words.astype(jnp.uint32), dtype=jnp.uint32)
+
+    return jnp.stack([total(leaf) for leaf in jax.tree.leaves(state)])
 
 
 class Checkpoints:
@@ -75,13 +109,16 @@ class Checkpoints:
 
     def save(self, step: int, state: Any) -> None:
         """Start saving the state of `step`; a failure of an earlier save is raised here."""
+        tree = {"state": state, "checksums": checksums(state)}
         try:
-            self._orbax.save_async(step, state, force=True)
+            self._orbax.save_async(step, tree, force=True)
         except ocp.training.errors.StepAlreadyExistsError:
             # A torn checkpoint of this very step was passed over: replace it.
-            self._orbax.save_async(step, state, force=True, overwrite=True)
+            self._orbax.save_async(step, tree, force=True, overwrite=True)
         except Exception as failure:  # Orbax raises many types, some of an earlier save.
-            raise self._not_written(failure) from failure
+            if self._config.on_failure == "stop":
+                raise self._not_written(failure) from failure
+            logger.error("the run goes on: %s", self._not_written(failure))
 
     def _not_written(self, failure: Exception) -> OSError:
         reason = textwrap.shorten(str(failure) or repr(failure), 300)
@@ -95,23 +132,24 @@ class Checkpoints:
 
         Raises:
           ValueError: with the differing keys, when checkpoints exist whose config differs in more
-            than `FREE_KEYS` and `accept_config_change` is off.
+            than `FREE_KEYS` and `accept_config_change`.
         """
         path = self._workdir / "config.json"
         if self._orbax.checkpoints and path.exists():
             changed = {
                 key: pair
                 for key, pair in diff(json.loads(path.read_text()), config).items()
-                if not key.startswith(FREE_KEYS)
+                if not key.startswith(FREE_KEYS + self._config.accept_config_change)
             }
-            if changed and not self._config.accept_config_change:
+            if changed:
                 lines = "\n".join(
                     f"  {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()
                 )
                 raise ValueError(
                     f"{self._workdir} holds checkpoints of another config "
                     f"(checkpoint -> this run):\n{lines}\nuse another workdir, undo the change, or "
-                    "set checkpoint.accept_config_change"
+                    "name what may differ: --checkpoint.accept_config_change "
+                    + " ".join(changed)
                 )
         if jax.process_index() == 0:
             draft = path.with_suffix(".json.tmp")
@@ -132,18 +170,42 @@ class Checkpoints:
         """
         steps = sorted((c.step for c in self._orbax.checkpoints), reverse=True)
         failures = []
-        for step in steps:
+        for step in distributed.agree(steps):
             try:
-                return self._orbax.load(step, abstract_state)
-            except Exception as error:  # Orbax raises many types for a torn or foreign checkpoint.
-                reason = textwrap.shorten(str(error) or repr(error), 200)
-                failures.append(f"step {step}: {reason}")
-                logger.warning(
-                    "checkpoint of step %d cannot be read, passed over: %s", step, reason
-                )
+                return self._load(step, abstract_state)
+            except _Unreadable as error:
+                failures.append(f"step {step}: {error}")
+                logger.warning("checkpoint of step %d cannot be read, passed over: %s", step, error)
         if failures:
             raise RuntimeError(
                 f"none of the checkpoints in {self._folder} can be read; move the folder away to "
                 "start anew.\n  " + "\n  ".join(failures)
             )
         return None
+
+    def _load(self, step: int, abstract_state: Any) -> Any:
+        """Read a checkpoint, and check it; one that any process cannot read is read by none."""
+        names = [name for name, _ in named_leaves(abstract_state)]
+        sums = jax.ShapeDtypeStruct(
+            (len(names),), jnp.uint32, sharding=abstract_state.step.sharding
+        )
+        # Each process reads on its own, and says then whether it could: with Orbax's barrier, all
+        # would wait for the one that failed.
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+        reason, found = "", None
+        try:
+            with ocp.Context(multiprocessing_options=alone):
+                found = ocp.load(
+                    self._folder / str(step), {"state": abstract_state, "checksums": sums}
+                )
+        except Exception as error:  # Orbax raises many types for a torn or foreign checkpoint.
+            reason = textwrap.shorten(str(error) or repr(error), 200)
+        if not distributed.all_true(found is not None):
+            raise _Unreadable(reason or "another process cannot read it")
+        assert found is not None
+        wrong = np.asarray(checksums(found["state"])) != np.asarray(found["checksums"])
+        if wrong.any():
+            torn = ", ".join(name for name, bad in zip(names, wrong, strict=True) if bad)
+            raise _Unreadable(f"not what was written: {textwrap.shorten(torn, 150)}")
+        return found["state"]

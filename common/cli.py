@@ -18,13 +18,13 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import jax
 import tyro
 from etils import epath
 
-from common import aot, runs
+from common import aot, distributed, runs
 from common.config import to_json
 from common.experiment import Experiment
 from common.perf import enable_compile_cache
@@ -70,7 +70,7 @@ def main(run: Callable[[Any], Any], argv: Sequence[str] | None = None) -> None:
       argv: the arguments; those of the process by default.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    with _one_line_errors(run):
+    with distributed.joined(), _one_line_errors(run):
         action = args.pop(0) if args and args[0] in COMMANDS else "train"
         if not args or args[0].startswith("-"):
             print(USAGE, file=sys.stdout if args in (["-h"], ["--help"]) else sys.stderr)
@@ -95,6 +95,8 @@ def command(
     run: Callable[[ArgumentsT], Any],
     arguments: type[ArgumentsT],
     argv: Sequence[str] | None = None,
+    *,
+    processes: Literal["one", "many"] = "one",
 ) -> None:
     """Run a command of a project: a function of a dataclass, whose fields are the options.
 
@@ -102,8 +104,9 @@ def command(
       run: does the work.
       arguments: type of what it takes; its docstring is the head of `--help`.
       argv: the arguments; those of the process by default.
+      processes: "many" for one that divides its work among the processes of a cluster.
     """
-    with _one_line_errors(run):
+    with distributed.joined() if processes == "many" else contextlib.nullcontext(), _one_line_errors(run):
         run(tyro.cli(arguments, args=argv, prog=shlex.join(["python", *module_or_script()])))
 
 

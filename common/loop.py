@@ -181,9 +181,10 @@ def train(experiment: Experiment[Any], *, description: str = "") -> Result:
         for step in range(start, steps, per_call):
             if step > start:  # what was due at the start was done before its checkpoint
                 evaluate(step)
-                if step % save_every == 0 or stop.requested:
-                    save(step)
-            if stop.requested:
+            stopping = stop.due()
+            if step > start and (step % save_every == 0 or stopping):
+                save(step)
+            if stopping:
                 report.flush()
                 raise Preempted(
                     f"stopped at step {step} of {steps}; "

@@ -1,9 +1,17 @@
-"""SIGTERM and Ctrl-C, honoured at the next step boundary."""
+"""SIGTERM and Ctrl-C, honoured at the next step boundary, by all processes at the same one."""
 
+import itertools
+import os
 import signal
 import threading
 import types
 from typing import Any, Self
+
+import jax
+from jax.experimental import multihost_utils
+
+_boundaries = itertools.count()
+"""Numbers the step boundaries of this process, over all of its runs: all processes count alike."""
 
 
 class Preempted(SystemExit):
@@ -22,25 +30,39 @@ class Preempted(SystemExit):
 
 
 class StopRequest:
-    """Context manager that turns SIGTERM, and the first Ctrl-C, into a flag.
+    """Context manager that turns SIGTERM, and the first Ctrl-C, into an answer of `due`.
 
-    A signal that comes during compilation, evaluation or a step sets the flag; the loop looks at it
-    at every step boundary. A second Ctrl-C interrupts at once. Outside the main thread, where
-    Python cannot install handlers, the flag is never set.
+    A signal that comes during compilation, evaluation or a step is honoured at the next step
+    boundary. A second Ctrl-C interrupts at once. Outside the main thread, where Python cannot
+    install handlers, a process alone is never asked to stop.
+
+    Of several processes one signal is enough. JAX catches SIGTERM from its start-up on, looks for
+    it once a second, and makes the processes agree on a boundary that none of them has reached yet.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._requested = False
         self._previous: dict[signal.Signals, Any] = {}
 
+    def due(self) -> bool:
+        """Whether to stop here. Every process calls this once at every step boundary."""
+        if jax.distributed.is_initialized():
+            return multihost_utils.reached_preemption_sync_point(next(_boundaries))
+        return self._requested
+
     def _handle(self, signum: int, frame: types.FrameType | None) -> None:
-        if signum == signal.SIGINT and self.requested:
+        if signum == signal.SIGINT and self._requested:
             signal.default_int_handler(signum, frame)
-        self.requested = True
+        self._requested = True
+        if jax.distributed.is_initialized():  # Ctrl-C becomes what JAX looks for
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):
+            ours = [signal.SIGINT]
+            if not jax.distributed.is_initialized():
+                ours.append(signal.SIGTERM)
+            for signum in ours:
                 self._previous[signum] = signal.signal(signum, self._handle)
         return self
 

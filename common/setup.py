@@ -77,7 +77,7 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
         data=data,
         abstract_state=abstract_state,
         init_state=init_state,
-        train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, shardings.window)),
     )
 
 

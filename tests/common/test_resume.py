@@ -170,7 +170,7 @@ def test_another_config_is_refused_with_its_diff(tmp_path):
         train(other)
     with pytest.raises(ValueError, match=r"task\.width: 16 -> 8"):
         train(experiment(Toy(width=8), workdir=str(tmp_path)))
-    accepted = CheckpointConfig(every=4, keep=3, accept_config_change=True)
+    accepted = CheckpointConfig(every=4, keep=3, accept_config_change=("optim.learning_rate",))
     train(experiment(workdir=str(tmp_path), optim=other.optim, checkpoint=accepted))
 
 

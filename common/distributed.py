@@ -1,0 +1,179 @@
+"""The processes of a run: start-up, roll call, barriers and the end of all when one fails."""
+
+import contextlib
+import functools
+import os
+import re
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import distributed as jax_distributed
+from jax.experimental import multihost_utils
+
+from common.preempt import Preempted
+
+STARTUP_SECONDS = 300
+"""How long processes wait for each other at the start; JAX_STARTUP_TIMEOUT sets another."""
+HEARTBEAT_SECONDS = 100
+"""Silence after which a process counts as dead; JAX_HEARTBEAT_TIMEOUT sets another."""
+SHUTDOWN_SECONDS = 24 * 3600
+"""How long finished processes wait for the last. A process that fails ends all others at once."""
+
+
+def start(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    *,
+    timeout: int | None = None,
+) -> None:
+    """Join the other processes of the run, before any device is used.
+
+    What is not given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID and
+    JAX_STARTUP_TIMEOUT, or else from the cluster that JAX finds itself in: Cloud TPU, GKE, SLURM or
+    Open MPI. Where there is none of it, as on a laptop, nothing happens.
+
+    When a process does not come in time, those that did are ended by JAX with a message that names
+    the missing ones ("Some timed out task names: 3").
+
+    Args:
+      coordinator: `host:port` of process 0.
+      processes: number of processes.
+      process: number of this one.
+      timeout: seconds to wait for the others.
+
+    Raises:
+      ValueError: if some of the three are given and the others cannot be found.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    processes = _number("JAX_NUM_PROCESSES") if processes is None else processes
+    process = _number("JAX_PROCESS_ID") if process is None else process
+    timeout = timeout or _number("JAX_STARTUP_TIMEOUT") or STARTUP_SECONDS
+    given = [value is not None for value in (coordinator, processes, process)]
+    runtime = jax_distributed._jax
+    service = runtime.get_distributed_runtime_service
+    # The coordinator can wait for all and name the missing; JAX has no argument for how long.
+    runtime.get_distributed_runtime_service = functools.partial(
+        service, cluster_register_timeout=timeout
+    )
+    patience = threading.Timer(timeout / 4, _say_waiting, (timeout,))
+    patience.daemon = True
+    patience.start()
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            # The coordinator's answer, which says more than "deadline exceeded", comes first.
+            initialization_timeout=timeout + 10,
+            heartbeat_timeout_seconds=_number("JAX_HEARTBEAT_TIMEOUT") or HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
+    except ValueError as error:
+        if any(given):
+            raise ValueError(
+                f"{error} Several processes need JAX_COORDINATOR_ADDRESS (host:port of process 0), "
+                "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or a cluster that JAX knows"
+            ) from None
+    finally:
+        patience.cancel()
+        runtime.get_distributed_runtime_service = service
+
+
+def _number(variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise ValueError(f"{variable} = {text!r} must be a whole number")
+    return int(text)
+
+
+def _say_waiting(timeout: int) -> None:
+    state = jax_distributed.global_state
+    print(
+        f"process {state.process_id} waits for the others at {state.coordinator_address}, "
+        f"for {timeout} s at most",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Start, and end all processes as soon as one fails.
+
+    A process that fails must not wait at its exit for the others: they wait for it in a collective.
+    Once it is gone, the runtime ends them, and whoever supervises the run starts all anew.
+    """
+    start()
+    try:
+        yield
+    except BaseException as error:
+        if not jax.distributed.is_initialized() or isinstance(error, Preempted):
+            raise
+        if isinstance(error, SystemExit):
+            status = error.code if isinstance(error.code, int) else 1
+        else:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def barrier(name: str, *, timeout: float) -> None:
+    """Wait until every process is here.
+
+    Args:
+      name: which barrier, for the message; used once in a run.
+      timeout: seconds to wait.
+
+    Raises:
+      TimeoutError: naming the processes that did not come.
+    """
+    client = jax_distributed.global_state.client
+    if client is None:
+        return
+    try:
+        client.wait_at_barrier(name, int(1000 * timeout))
+    except jax.errors.JaxRuntimeError as error:
+        late = re.search(r"timed out task names:\s*((?:\S*\d+\s)+)", str(error))
+        who = ", ".join(late[1].split()) if late else "unknown"
+        raise TimeoutError(
+            f"process {jax.process_index()} waited {timeout:g} s at {name!r} for process {who}: "
+            f"late or dead; its log says more ({str(error).splitlines()[0]})"
+        ) from None
+
+
+def agree(values: list[int]) -> list[int]:
+    """Return the list of process 0 on every process; to be called by all."""
+    if jax.process_count() == 1:
+        return values
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
+    own = np.resize(np.asarray(values, np.int32), count)
+    return [int(v) for v in multihost_utils.broadcast_one_to_all(own)]
+
+
+def all_true(value: bool) -> bool:
+    """Whether the value is true on every process; to be called by all."""
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(value))))
+
+
+def to_host(tree: Any) -> Any:
+    """Fetch arrays, wherever their parts are, as NumPy arrays of every process.
+
+    To be called by all processes: parts that others hold are sent around.
+    """
+
+    def fetch(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return jax.device_get(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(fetch, tree)
