@@ -278,7 +278,7 @@ def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    cli.command(run, Arguments, argv)
+    cli.command(run, Arguments, argv, processes="many")
 
 
 if __name__ == "__main__":

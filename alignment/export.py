@@ -25,6 +25,7 @@ from alignment.vit.pretrained import save_pretrained
 from common import Experiment, cli
 from common.checkpoint import Checkpoints
 from common.config import from_json
+from common.distributed import to_host
 from common.nn.weights import write_safetensors
 from common.report import provenance, table
 from common.setup import prepare
@@ -45,7 +46,7 @@ def write(
     *,
     control: Numbers | None = None,
 ) -> pathlib.Path:
-    """Write backbone, head and model card.
+    """Write backbone, head and model card: called by all processes, written by the first.
 
     Args:
       folder: where to; made if it is not there.
@@ -59,7 +60,9 @@ def write(
     """
     folder = pathlib.Path(folder)
     task = experiment.task
-    params = jax.device_get(params)
+    params = to_host(params)
+    if jax.process_index() != 0:
+        return folder
     save_pretrained(folder, task.model, params["backbone"], preprocessing=task.preprocessing)
     if isinstance(task, Student):
         head = params["triplet_head"]

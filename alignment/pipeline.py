@@ -16,6 +16,8 @@ import json
 import pathlib
 from collections.abc import Mapping
 
+import jax
+
 from alignment import export
 from alignment.evaluation.results import number
 from alignment.stages import Pipeline, in_folder, run_stage
@@ -32,6 +34,11 @@ def run(config: Pipeline) -> dict[str, float]:
     if not isinstance(config, Pipeline):
         raise ValueError(
             f"this is a config of {type(config).__name__}: run it by python -m alignment.train"
+        )
+    if jax.process_count() > 1:
+        raise ValueError(
+            "the pipeline's stages are for one process; on several, run alignment.embed and "
+            "alignment.train, which divide their work, and the others on one"
         )
     assert config.workdir is not None
     workdir = pathlib.Path(config.workdir)

@@ -7,6 +7,8 @@ The work folder gets the log, the checkpoints, and the model in Hugging Face's f
 
 from typing import Any
 
+import jax
+
 from alignment.classifier import Classifier
 from alignment.export import write
 from alignment.student import Student
@@ -30,7 +32,8 @@ def run(config: Experiment[Student] | Experiment[Classifier], **options: Any) ->
     result = train(config, **options)
     if config.workdir is not None:
         folder = write(f"{config.workdir}/export", config, result.params, result.metrics)
-        print(f"model: {folder}; log and checkpoints: {config.workdir}")
+        if jax.process_index() == 0:
+            print(f"model: {folder}; log and checkpoints: {config.workdir}")
     return result.metrics
 
 

@@ -16,6 +16,7 @@ from born_mlp import taylor
 from born_mlp.diagrams.values import tensors
 from born_mlp.mlp import MLP, Params
 from born_mlp.samples import exact_tensor
+from common.distributed import to_host
 
 Term = Float[np.ndarray, "members ..."]
 """One Taylor term for each member: `(members, d, ..., d)`, float64, symmetric."""
@@ -114,7 +115,7 @@ class DiagramShares:
 
     def __call__(self, params: Params, mesh: Mesh) -> Mapping[str, float]:  # noqa: ARG002
         """Evaluate all diagrams of the order."""
-        first = jax.tree.map(lambda p: jnp.asarray(p[0], jnp.float64), params)
+        first = jax.tree.map(lambda p: jnp.asarray(p[0], jnp.float64), to_host(params))
         origin = jnp.zeros(self.mlp.in_features, jnp.float64)
         values = tensors(self.mlp, first, origin, order=self.order)
         norms = np.linalg.norm(np.asarray(values).reshape(len(values), -1), axis=1)

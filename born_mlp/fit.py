@@ -25,6 +25,7 @@ from born_mlp.samples import Samples, SampleSource, ScatteringSamples, contract
 from common import Data, Evaluator, Mean, OptimConfig, ParamGroup, Task
 from common.choices import check_choice
 from common.data import EpochOrder
+from common.distributed import to_host
 from common.metrics import Metrics
 from common.rng import Rngs
 
@@ -223,7 +224,7 @@ class ResidualFit(Task):
         """Read the members' Taylor terms of the orders 0 to `order` in the function's units."""
         return taylor_terms(
             self.mlp,
-            jax.tree.map(lambda p: np.asarray(p, np.float64), params),
+            jax.tree.map(lambda p: np.asarray(p, np.float64), to_host(params)),
             order,
             x_scale=self.residual.x_scale,
             y_scale=self.residual.y_scale,

@@ -25,6 +25,7 @@ from born_mlp.fit import MUON, ResidualFit
 from born_mlp.mlp import MLP, Params, load_network, save_network
 from born_mlp.samples import GivenSamples, Samples, contract
 from common import CheckpointConfig, Experiment, LogConfig, StepConfig, train
+from common.distributed import barrier, to_host
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,7 @@ def run(
             dataclasses.replace(experiment, task=task),
             description=f"{name}iteration {task.order}",
         )
-        params = jax.tree.map(lambda p: np.asarray(p, np.float64), result.params)
+        params = jax.tree.map(lambda p: np.asarray(p, np.float64), to_host(result.params))
         residual = task.residual
         iteration = Iteration(
             order=task.order,
@@ -160,7 +161,8 @@ def run(
             terms=_read_terms(task, params, read_order, experiment.workdir),
             metrics=result.metrics,
         )
-        if experiment.workdir is not None:
+        barrier("terms read")  # no process writes over what another may still read
+        if experiment.workdir is not None and jax.process_index() == 0:
             iteration.save(experiment.workdir)
         done += (iteration,)
     return Perturbation(iterations=done)

@@ -19,6 +19,8 @@ def run(config: Experiment[Any] | study.Study) -> Any:
         found[name], results[name] = study.run_regime(config, name)
     cells = {regime.source.features for regime in config.regimes.values()}
     extra = {"autodiff of the solver": {str(d): autodiff_errors(d) for d in sorted(cells)}}
+    if jax.process_index() != 0:  # all know the results, one writes them
+        return summary(results)
     paths = figures.write(config, found, results)
     print(report.write(config.workdir, config.title, results, extra, paths))
     print(f"results: {config.workdir}/results.json, {config.workdir}/results.md")

@@ -41,7 +41,7 @@ class CheckpointConfig:
     """What a checkpoint that cannot be written does to the run. One that goes on tries again at the
     next save; the older checkpoints stay. The last save of a run must succeed in any case."""
     accept_config_change: tuple[str, ...] = ()
-    """Keys, such as `optim.learning_rate` or `task.`, that may differ from the checkpoint's config."""
+    """Keys, such as `optim.learning_rate` or `task.`, that may differ from the checkpoint's."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
@@ -148,8 +148,7 @@ class Checkpoints:
                 raise ValueError(
                     f"{self._workdir} holds checkpoints of another config "
                     f"(checkpoint -> this run):\n{lines}\nuse another workdir, undo the change, or "
-                    "name what may differ: --checkpoint.accept_config_change "
-                    + " ".join(changed)
+                    "name what may differ: --checkpoint.accept_config_change " + " ".join(changed)
                 )
         if jax.process_index() == 0:
             draft = path.with_suffix(".json.tmp")

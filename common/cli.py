@@ -106,7 +106,8 @@ def command(
       argv: the arguments; those of the process by default.
       processes: "many" for one that divides its work among the processes of a cluster.
     """
-    with distributed.joined() if processes == "many" else contextlib.nullcontext(), _one_line_errors(run):
+    together = distributed.joined() if processes == "many" else contextlib.nullcontext()
+    with together, _one_line_errors(run):
         run(tyro.cli(arguments, args=argv, prog=shlex.join(["python", *module_or_script()])))
 
 
@@ -267,6 +268,8 @@ def _sweep(run: Callable[[Any], Any], path: pathlib.Path, args: list[str]) -> No
         result = run(config)
         numbers = result if isinstance(result, Mapping) else result.metrics
         rows.append({**point, **{k: float(v) for k, v in numbers.items()}})
+    if jax.process_index() != 0:
+        return
     base.mkdir(parents=True, exist_ok=True)
     (base / "sweep.json").write_text(json.dumps(rows, indent=2))
     columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -127,12 +127,12 @@ def joined() -> Iterator[None]:
         os._exit(status)
 
 
-def barrier(name: str, *, timeout: float) -> None:
+def barrier(name: str, *, timeout: float | None = None) -> None:
     """Wait until every process is here.
 
     Args:
-      name: which barrier, for the message; used once in a run.
-      timeout: seconds to wait.
+      name: which barrier, for the message.
+      timeout: seconds to wait; as long as at the start by default.
 
     Raises:
       TimeoutError: naming the processes that did not come.
@@ -140,6 +140,7 @@ def barrier(name: str, *, timeout: float) -> None:
     client = jax_distributed.global_state.client
     if client is None:
         return
+    timeout = timeout or _number("JAX_STARTUP_TIMEOUT") or STARTUP_SECONDS
     try:
         client.wait_at_barrier(name, int(1000 * timeout))
     except jax.errors.JaxRuntimeError as error:

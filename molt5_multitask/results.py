@@ -32,6 +32,8 @@ def export(experiment: Experiment[MultitaskT5], params: Params) -> pathlib.Path:
 def score_held_out(experiment: Experiment[MultitaskT5], params: Params) -> dict[str, Any]:
     """Decode held-out rows of each task greedily, write them down, and score them.
 
+    Every process decodes all of them on a device of its own; the first one writes.
+
     Returns:
       The scores by task; "exact match" is that of the strings, "copy baseline" that of copying the
       input.
@@ -39,12 +41,14 @@ def score_held_out(experiment: Experiment[MultitaskT5], params: Params) -> dict[
     task = experiment.task
     folder = pathlib.Path(experiment.workdir or ".") / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
+    first = jax.process_index() == 0
     writer = HeldOutWriter(task=task, rows=task.test_rows)
     found: dict[str, Any] = {}
-    for name, (examples, outputs) in writer(jax.device_get(params), progress=True).items():
+    for name, (examples, outputs) in writer(params, progress=first).items():
         lines = ["input\treference\toutput_1"]
         lines += [f"{e.input}\t{e.target}\t{out}" for e, out in zip(examples, outputs, strict=True)]
-        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+        if first:
+            (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
         found[name] = {
             "rows": len(examples),
             "copy baseline": copy_baseline({name: examples})[name],

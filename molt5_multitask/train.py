@@ -6,7 +6,10 @@ The work folder gets the log and the checkpoints, the model in Hugging Face's fo
 the predictions of each task, `results.md`, `results.json` and the learning curves.
 """
 
+import jax
+
 from common import Experiment, cli, train
+from common.distributed import to_host
 from molt5_multitask import results
 from molt5_multitask.training import MultitaskT5
 
@@ -20,12 +23,14 @@ def run(config: Experiment[MultitaskT5]) -> dict[str, float]:
     task = config.task
     # Whatever is wrong with the data is said before anything is compiled.
     mixed = task.mixed_data(batch_size=config.batch_size, seed=config.seed)
-    print(f"{mixed.summary()}\n", flush=True)
-    result = train(config)
-    folder = results.export(config, result.params)
-    scores = results.score_held_out(config, result.params)
-    print(results.write(config, scores))
-    print(f"model: {folder}; predictions, results and curves: {config.workdir}")
+    if jax.process_index() == 0:
+        print(f"{mixed.summary()}\n", flush=True)
+    params = to_host(train(config).params)
+    scores = results.score_held_out(config, params)
+    if jax.process_index() == 0:
+        folder = results.export(config, params)
+        print(results.write(config, scores))
+        print(f"model: {folder}; predictions, results and curves: {config.workdir}")
     return {f"{name}/exact": row["exact match"] for name, row in scores.items()}
 
 

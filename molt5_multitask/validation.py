@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from common import OnePass
+from common.distributed import to_host
 from common.mesh import await_simulated, place
 from common.metrics import Metrics, compute, merge
 from common.task import Batch, Params
@@ -176,7 +177,7 @@ class GenerationScores:
 
     def __call__(self, params: Params, mesh: Mesh) -> Mapping[str, float]:  # noqa: ARG002
         """Return the scores of each task, and the mean exact match."""
-        scores = {name: score(*pair) for name, pair in self._writer(jax.device_get(params)).items()}
+        scores = {name: score(*pair) for name, pair in self._writer(to_host(params)).items()}
         found = {f"{name}/{key}": v for name, row in scores.items() for key, v in row.items()}
         exact = [row["exact match"] for row in scores.values()]
         return {**found, "exact match": float(np.mean(exact))}

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from common.data import OnePass
+from common.distributed import to_host
 from common.mesh import await_simulated, place
 
 Scores = Callable[[np.ndarray], Mapping[str, float]]
@@ -47,5 +48,5 @@ class FeatureScores:
             batch = self.images.batch(i)
             features = self._embed(params, place(batch, mesh))
             await_simulated(features, mesh)
-            parts.append(np.asarray(features, np.float32)[batch["weight"] > 0])
+            parts.append(to_host(features).astype(np.float32)[batch["weight"] > 0])
         return self.scores(np.concatenate(parts))

@@ -65,14 +65,15 @@ class Decoder:
           max_length: most tokens of an output, the start token and eos included.
           rows: rows of a batch, a multiple of the mesh's data * fsdp devices.
           dtype: type of parameters and activations; scores are float32 in any case.
-          mesh: devices over which rows and parameters are split; the first device by default.
+          mesh: devices over which rows and parameters are split; the process's first device by
+            default.
 
         Raises:
           ValueError: for a maximum length below 2, or rows that do not divide over the mesh.
         """
         if max_length < 2:
             raise ValueError(f"max_length = {max_length} must be 2 at least: start token and eos")
-        self._mesh = make_mesh(MeshConfig(), jax.devices()[:1]) if mesh is None else mesh
+        self._mesh = make_mesh(MeshConfig(), jax.local_devices()[:1]) if mesh is None else mesh
         devices = math.prod(self._mesh.shape[axis] for axis in BATCH_AXES)
         if rows % devices:
             raise ValueError(

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from common import MeshConfig
 from common.checkpoint import Checkpoints
 from common.setup import prepare
-from common import MeshConfig, CheckpointConfig
 from tests.common.test_resume import lines, saved_steps
 from tests.common.toy import Toy, experiment
 from tests.mp import launch, script
@@ -24,9 +24,7 @@ def final_state(folder: pathlib.Path):
 
 
 def assert_close(a: pathlib.Path, b: pathlib.Path) -> None:
-    for x, y in zip(
-        jax.tree.leaves(final_state(a)), jax.tree.leaves(final_state(b)), strict=True
-    ):
+    for x, y in zip(jax.tree.leaves(final_state(a)), jax.tree.leaves(final_state(b)), strict=True):
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6)
     assert [sorted(row) for row in lines(a)] == [sorted(row) for row in lines(b)]
     for x, y in zip(lines(a), lines(b), strict=True):
