@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 OnFailure = Literal["stop", "continue"]
 
-FREE_KEYS = ("workdir", "log.", "checkpoint.", "mesh.")
+FREE_KEYS = ("workdir", "log.", "checkpoint.", "mesh.", "hang_timeout")
 """Config keys that may change between a checkpoint and the run that resumes it."""
 
 
@@ -155,10 +155,14 @@ class Checkpoints:
             draft.write_text(json.dumps(config, indent=2))
             draft.replace(path)
 
-    def restore(self, abstract_state: Any) -> Any | None:
+    def restore(self, abstract_state: Any, *, through: int | None = None) -> Any | None:
         """Return the newest state that can be read, laid out as `abstract_state`.
 
-        Checkpoints that cannot be read are passed over with a warning.
+        Checkpoints that cannot be read are passed over with a warning, by all processes alike.
+
+        Args:
+          abstract_state: shapes, types and shardings of the state.
+          through: leave out the checkpoints after this step.
 
         Returns:
           The state, or None where there is no checkpoint at all.
@@ -168,6 +172,8 @@ class Checkpoints:
             anew over them.
         """
         steps = sorted((c.step for c in self._orbax.checkpoints), reverse=True)
+        if through is not None:
+            steps = [step for step in steps if step <= through]
         failures = []
         for step in distributed.agree(steps):
             try:

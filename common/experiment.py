@@ -53,6 +53,10 @@ class Experiment(Generic[TaskT]):
     """When the state is saved, and how many are kept."""
     log: LogConfig = LogConfig()
     """What is written."""
+    hang_timeout: float | None = None
+    """Seconds without a step boundary after which the process writes the stacks of all its threads
+    to standard error and ends; longer than compilation and the longest evaluation take. None waits
+    for ever."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:

@@ -6,9 +6,11 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from etils import epath
 
-from common import metrics
+from common import distributed, faults, metrics
 from common.checkpoint import Checkpoints
 from common.config import to_dict
 from common.data import prefetch, stack_steps
@@ -17,14 +19,19 @@ from common.experiment import Experiment
 from common.goodput import GoodputLog
 from common.mesh import await_simulated, place
 from common.perf import Ledger, Profiler, memory_in_use, utilization
-from common.preempt import Preempted, StopRequest
+from common.preempt import Preempted, StopRequest, Watchdog
 from common.progress import Progress
 from common.setup import Setup, prepare
-from common.state import TrainState
+from common.state import Fault, TrainState
 from common.task import Params
 from common.writers import Writer, make_writers, write_manifest
 
 logger = logging.getLogger(__name__)
+
+ROLL_BACKS = 3
+"""How often one start of a run may go back to a checkpoint."""
+
+_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +62,7 @@ class _Reporter:
     ) -> None:
         self._setup, self._writers, self._progress = setup, writers, progress
         self._ledger, self._goodput = ledger, goodput
-        self._pending: tuple[int, metrics.Metrics] | None = None
+        self._pending: tuple[int, metrics.Metrics, Fault] | None = None
         self.latest: dict[str, float] = {}
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -63,25 +70,43 @@ class _Reporter:
         for writer in self._writers:
             writer.write(step, values)
 
-    def metrics(self, step: int, window: metrics.Metrics) -> None:
+    def metrics(self, step: int, window: metrics.Metrics, state: TrainState) -> None:
         """Take the metrics of the window that ends at `step`, still being computed."""
-        self._pending = (step, window)
+        # The next step takes over the memory of the state.
+        self._pending = (step, window, _copy(state.fault))
 
     def flush(self) -> None:
         """Fetch and write the metrics taken last."""
         if self._pending is None:
             return
-        (step, window), self._pending = self._pending, None
+        (step, window, fault), self._pending = self._pending, None
         with self._ledger("step"):
             values = metrics.compute(window)
-        if values["skipped"] == 1:
-            raise FloatingPointError(
-                f"loss or gradient was not finite in any step of the logging window that ends at "
-                f"{step}: lower optim.learning_rate, set optim.clip_norm, or check the data"
-            )
+        if values["skipped"] > 0:
+            self._not_finite(jax.device_get(fault), all_skipped=values["skipped"] == 1)
         self.write(step, {f"train/{name}": value for name, value in values.items()})
         self._write_speed(step)
         self._goodput.write(step, self._ledger.seconds(), values["loss"])
+
+    def _not_finite(self, fault: Fault, *, all_skipped: bool) -> None:
+        """Write the fault down, and do to the run what the config says."""
+        experiment = self._setup.experiment
+        params = self._setup.abstract_state.params
+        found = faults.describe(fault, experiment, params, self._setup.data)
+        faults.record(experiment.workdir, found)
+        where = ", ".join(found["parameters"]) or "no parameter"
+        what = (
+            f"step {found['step']} (batch {found['batch']}) was not finite: "
+            f"loss {found['loss']}, gradient not finite in {where}"
+        )
+        if experiment.step.nonfinite == "roll_back":
+            raise faults.RollBack(what, step=found["step"], batch=found["batch"])
+        if experiment.step.nonfinite == "stop" or all_skipped:
+            count = "nor was any other step of its logging window; " if all_skipped else ""
+            raise FloatingPointError(
+                f"{what}; {count}lower optim.learning_rate, set optim.clip_norm, or check the data"
+            )
+        logger.warning("skipped: %s", what)
 
     def _write_speed(self, step: int) -> None:
         experiment = self._setup.experiment
@@ -100,10 +125,10 @@ class _Reporter:
         self._progress.update(step, self.latest)
 
 
-def _batches(setup: Setup, start: int) -> Iterator[Arrays]:
+def _batches(setup: Setup, start: int, passed_over: int) -> Iterator[Arrays]:
     per_call = setup.experiment.step.per_call
     for step in range(start, setup.experiment.steps, per_call):
-        yield stack_steps(setup.data, step, per_call)
+        yield stack_steps(setup.data, step + passed_over, per_call)
 
 
 def train(experiment: Experiment[Any], *, description: str = "") -> Result:
@@ -119,8 +144,21 @@ def train(experiment: Experiment[Any], *, description: str = "") -> Result:
     Raises:
       ValueError: for a config that cannot work, or that does not fit the checkpoints it meets.
       Preempted: after SIGTERM or Ctrl-C, once the state has been saved; the same command resumes.
-      FloatingPointError: when every step of a logging window was skipped as not finite.
+      FloatingPointError: when every step of a logging window was skipped as not finite, or one
+        was and `step.nonfinite` says to stop, or going back did not help.
     """
+    fault: faults.RollBack | None = None
+    for _ in range(1 + ROLL_BACKS):
+        try:
+            return _train(experiment, description, fault)
+        except faults.RollBack as found:
+            logger.warning("rolling back: %s", found)
+            fault = found
+    raise FloatingPointError(f"{fault}, after going back {ROLL_BACKS} times; check the data")
+
+
+def _train(experiment: Experiment[Any], description: str, fault: faults.RollBack | None) -> Result:
+    """Train from the newest checkpoint, or from the newest one before a fault."""
     workdir, steps = experiment.workdir, experiment.steps
     per_call, save_every = experiment.step.per_call, experiment.checkpoint.every
     evaluators = tuple(experiment.task.evaluators())
@@ -138,10 +176,13 @@ def train(experiment: Experiment[Any], *, description: str = "") -> Result:
                 checkpoints = stack.enter_context(Checkpoints(workdir, experiment.checkpoint))
                 checkpoints.adopt_config(config)
                 write_manifest(workdir, config)
-                state = checkpoints.restore(setup.abstract_state)
+                through = None if fault is None else fault.step
+                state = checkpoints.restore(setup.abstract_state, through=through)
             if state is None:
                 state = setup.init_state()
             start = int(state.step)
+            if fault is not None:
+                state = faults.pass_over(state, fault)
         writers = make_writers(
             workdir,
             resume_step=start,
@@ -176,9 +217,15 @@ def train(experiment: Experiment[Any], *, description: str = "") -> Result:
                 goodput.write(step, ledger.seconds())
 
         batches = stack.enter_context(
-            prefetch(_batches(setup, start), lambda b: place(b, mesh, leading_axes=1))
+            prefetch(
+                _batches(setup, start, int(state.passed_over)),
+                lambda b: place(b, mesh, leading_axes=1),
+            )
         )
+        watchdog = stack.enter_context(Watchdog(experiment.hang_timeout))
+        distributed.barrier("first step")  # names a process that is late
         for step in range(start, steps, per_call):
+            watchdog.alive()
             if step > start:  # what was due at the start was done before its checkpoint
                 evaluate(step)
             stopping = stop.due()
@@ -200,7 +247,7 @@ def train(experiment: Experiment[Any], *, description: str = "") -> Result:
             report.flush()
             done = step + per_call
             if done % experiment.log.every == 0:
-                report.metrics(done, window)
+                report.metrics(done, window, state)
             report.progress(done)
 
         report.flush()

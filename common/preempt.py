@@ -1,9 +1,12 @@
-"""SIGTERM and Ctrl-C, honoured at the next step boundary, by all processes at the same one."""
+"""SIGTERM and Ctrl-C, honoured by all processes at the same step boundary; a watchdog for hangs."""
 
+import faulthandler
 import itertools
 import os
 import signal
+import sys
 import threading
+import time
 import types
 from typing import Any, Self
 
@@ -69,3 +72,31 @@ class StopRequest:
     def __exit__(self, *exc: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
+
+
+class Watchdog:
+    """Context manager that ends a process which has not been `alive` for some seconds.
+
+    The stacks of all threads go to standard error. This works while Python itself is stuck in a
+    collective that never comes back.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._due = 0.0
+
+    def alive(self) -> None:
+        """Start the clock anew; called at every step boundary."""
+        if self._seconds is None or time.monotonic() < self._due:
+            return
+        faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__)
+        # The clock is a thread of its own, too dear for each of many short steps.
+        self._due = time.monotonic() + self._seconds / 10
+
+    def __enter__(self) -> Self:
+        self.alive()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._seconds is not None:
+            faulthandler.cancel_dump_traceback_later()

@@ -20,6 +20,32 @@ from common.tree import named_leaves
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Fault:
+    """The first step of a logging window whose loss or gradient was not finite."""
+
+    step: Array
+    """The step, int32; -1 where all were finite."""
+    batch: Array
+    """Number of its batch, int32."""
+    loss: Array
+    """Whether the loss was not finite, bool."""
+    gradient: Array
+    """Whether the gradient of each parameter was not finite, bool (leaves,)."""
+
+    @classmethod
+    def none(cls, params: Params) -> "Fault":
+        """Return that all was finite."""
+        leaves = len(jax.tree.leaves(params))
+        return cls(
+            step=jnp.full((), -1, jnp.int32),
+            batch=jnp.full((), -1, jnp.int32),
+            loss=jnp.zeros((), bool),
+            gradient=jnp.zeros((leaves,), bool),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TrainState:
     """Everything that the next step depends on, besides the data."""
 
@@ -35,6 +61,10 @@ class TrainState:
     """Key data of the run's random key."""
     window: Metrics
     """Sums of the training metrics since the last multiple of the logging cadence."""
+    fault: Fault
+    """What was not finite since then."""
+    passed_over: Array
+    """Batches that the run has passed over, int32: step s takes batch s + passed_over."""
 
     @property
     def eval_params(self) -> Params:
@@ -73,6 +103,8 @@ def make_init(
             ema=jax.tree.map(jnp.copy, params) if keep_ema else None,
             rng=jax.random.key_data(key),
             window=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), abstract_window),
+            fault=Fault.none(params),
+            passed_over=jnp.zeros((), jnp.int32),
         )
 
     return init

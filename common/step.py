@@ -13,10 +13,11 @@ from common import metrics
 from common.choices import check_choice
 from common.metrics import Mean, Metrics
 from common.rng import Rngs
-from common.state import TrainState
+from common.state import Fault, TrainState
 from common.task import Batch, Params, Task
 
 Remat = Literal["none", "dots", "full"]
+Nonfinite = Literal["skip", "stop", "roll_back"]
 ComputeDtype = Literal["float32", "bfloat16", "float64"]
 
 
@@ -33,8 +34,10 @@ class StepConfig:
     own type); None leaves them. Casting the inputs is the model's matter."""
     remat: Remat = "none"
     """What the backward pass recomputes: nothing, all but matrix products, or everything."""
-    skip_nonfinite: bool = True
-    """Leave parameters and optimizer as they are where loss or gradient is not finite."""
+    nonfinite: Nonfinite = "skip"
+    """What a step does to the run whose loss or gradient is not finite. It never changes parameters
+    and optimizer, and is written to `nonfinite.jsonl` with its batch. Besides, the run stops, or
+    rolls back: to the newest checkpoint before, from which it goes on with the batches after."""
     ema_decay: float | None = None
     """Decay per step of the averaged parameters; None keeps no average."""
 
@@ -44,6 +47,7 @@ class StepConfig:
                 raise ValueError(f"step.{name} must be at least 1, got {getattr(self, name)}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"step.ema_decay must lie in [0, 1), got {self.ema_decay}")
+        check_choice("step.nonfinite", self.nonfinite, get_args(Nonfinite))
         check_choice("step.remat", self.remat, get_args(Remat))
         if self.compute_dtype is not None:
             check_choice("step.compute_dtype", self.compute_dtype, get_args(ComputeDtype))
@@ -162,23 +166,43 @@ def make_train_step(
             ema = jax.tree.map(
                 lambda a, p: (decay * a + (1 - decay) * p).astype(a.dtype), ema, params
             )
-        skipped = jnp.zeros((), bool)
-        if config.skip_nonfinite:
-            finite = jnp.isfinite(grad_norm) & jnp.isfinite(new["loss"].total)
-            skipped = ~finite
-            params, opt_state, ema = jax.tree.map(
-                lambda new_leaf, old: jnp.where(finite, new_leaf, old),
-                (params, opt_state, ema),
-                (state.params, state.opt_state, state.ema),
-            )
-            # A skipped step counts as skipped only: one NaN would hide the rest of the window.
-            grad_norm = jnp.where(finite, grad_norm, 0)
-            new = jax.tree.map(lambda m: jnp.where(finite, m, jnp.zeros_like(m)), new)
-        window = jax.tree.map(
-            lambda w: jnp.where(state.step % log_every == 0, jnp.zeros_like(w), w), state.window
+        loss_finite = jnp.isfinite(new["loss"].total)
+        finite = jnp.isfinite(grad_norm) & loss_finite
+        params, opt_state, ema = jax.tree.map(
+            lambda new_leaf, old: jnp.where(finite, new_leaf, old),
+            (params, opt_state, ema),
+            (state.params, state.opt_state, state.ema),
         )
-        window = metrics.merge(window, _with_step_metrics(new, grad_norm, skipped))
-        return TrainState(state.step + 1, params, opt_state, ema, state.rng, window), None
+        # A skipped step counts as skipped only: one NaN would hide the rest of the window.
+        grad_norm = jnp.where(finite, grad_norm, 0)
+        new = jax.tree.map(lambda m: jnp.where(finite, m, jnp.zeros_like(m)), new)
+        window, fault = jax.tree.map(
+            lambda old, start: jnp.where(state.step % log_every == 0, start, old),
+            (state.window, state.fault),
+            (jax.tree.map(jnp.zeros_like, state.window), Fault.none(params)),
+        )
+        window = metrics.merge(window, _with_step_metrics(new, grad_norm, ~finite))
+        # Under a condition, so that no gradient is searched as long as all is well.
+        fault = jax.lax.cond(
+            ~finite & (fault.step < 0),
+            lambda: Fault(
+                step=state.step,
+                batch=state.step + state.passed_over,
+                loss=~loss_finite,
+                gradient=jnp.stack([~jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]),
+            ),
+            lambda: fault,
+        )
+        return TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema=ema,
+            rng=state.rng,
+            window=window,
+            fault=fault,
+            passed_over=state.passed_over,
+        ), None
 
     def train_step(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         state, _ = jax.lax.scan(one_step, state, batches)

@@ -21,6 +21,10 @@ class Data(abc.ABC):
     def batch(self, step: int) -> Arrays:
         """Return the batch of a step, the same at every call; examples along the first axis."""
 
+    def rows(self, step: int) -> np.ndarray | None:  # noqa: ARG002
+        """Return the numbers of the batch's examples in the data set, where they have numbers."""
+        return None
+
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shapes and types of a batch.
 
@@ -77,9 +81,13 @@ class ArrayData(Data):
 
     def batch(self, step: int) -> Arrays:
         """Return `batch_size` rows of each array."""
-        rows = self._order.rows(step * self._batch_size, self._batch_size)
+        rows = self.rows(step)
         # `take` gathers rows several times faster than indexing does.
         return {name: array.take(rows, axis=0) for name, array in self._arrays.items()}
+
+    def rows(self, step: int) -> np.ndarray:
+        """Return the numbers of the batch's rows."""
+        return self._order.rows(step * self._batch_size, self._batch_size)
 
 
 class OnePass:

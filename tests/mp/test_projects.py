@@ -119,7 +119,6 @@ def test_a_project_on_two_processes(module, write, tmp_path):
             tmp_path,
             processes=processes,
             devices=4 // processes,
-            more={"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")},
         )
         assert [e.status for e in ends] == [0] * processes, "\n".join(e.output for e in ends)
         runs[processes] = folder
