@@ -94,9 +94,8 @@ def test_rolling_back_passes_over_the_data_up_to_the_fault(batch, tmp_path, capl
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ArrayData, "batch", without)
         clean = train(experiment(Poisoned(batch=-1), workdir=str(tmp_path / "b")))
-    assert_same_state(
-        dataclasses.replace(result.state, passed_over=clean.state.passed_over), clean.state
-    )
+    state = dataclasses.replace(result.state, passed_over=clean.state.passed_over)
+    assert_same_state(state, clean.state)
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
 
 

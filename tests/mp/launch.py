@@ -1,8 +1,10 @@
 """Runs a script in several processes with several simulated devices each."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -48,6 +50,12 @@ def environment(
     return {**os.environ, **own, **more}
 
 
+def kill(pid: int) -> None:
+    """Kill a process that may have ended by itself."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
 def spawn(
     arguments: Sequence[str], process: int, processes: int, port: int, log: pathlib.Path, **options
 ) -> subprocess.Popen:
@@ -88,3 +96,10 @@ def run(
         Ended(status, log.read_text(errors="replace"))
         for status, log in zip(statuses, logs, strict=True)
     ]
+
+
+def succeed(arguments: Sequence[str], folder: pathlib.Path, **options) -> list[Ended]:
+    """Run, and see that every process ends well."""
+    ends = run(arguments, folder, **options)
+    assert {end.status for end in ends} == {0}, "\n".join(end.output for end in ends)
+    return ends
