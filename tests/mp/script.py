@@ -13,7 +13,15 @@ import time
 
 import jax
 
-from common import CheckpointConfig, LogConfig, MeshConfig, MetricsEvaluator, distributed, train
+from common import (
+    CheckpointConfig,
+    LogConfig,
+    MeshConfig,
+    MetricsEvaluator,
+    Preempted,
+    distributed,
+    train,
+)
 from common.checkpoint import Checkpoints
 from common.data import ArrayData
 from tests.common.toy import Toy, experiment
@@ -109,7 +117,11 @@ def main(folder: str, *fields: str) -> None:
         "log": LogConfig(every=2, progress=False),
     }
     with distributed.joined():
-        result = train(experiment(workdir=folder, **settings, **given))
+        try:
+            result = train(experiment(workdir=folder, **settings, **given))
+        except Preempted as stopped:
+            print(stopped)
+            raise
         print(f"finished at step {int(result.state.step)} on {jax.device_count()} devices")
 
 

@@ -1,4 +1,4 @@
-"""Processes that are killed, asked to stop, late, missing or dead, and checkpoints that are torn."""
+"""Processes that are killed, asked to stop, late, missing or dead, and torn checkpoints."""
 
 import pathlib
 import random
@@ -77,10 +77,10 @@ def test_a_process_killed_in_mid_save_ends_with_the_same_bits(delay, pair, tmp_p
     assert_same(pair, folder)
 
 
-@pytest.mark.parametrize(
-    "phase",
-    ["step", *(pytest.param(p, marks=pytest.mark.slow) for p in ("compile", "eval", "save"))],
-)
+SLOW_PHASES = [pytest.param(p, marks=pytest.mark.slow) for p in ("compile", "eval", "save")]
+
+
+@pytest.mark.parametrize("phase", ["step", *SLOW_PHASES])
 def test_one_signal_stops_all_at_the_same_step(phase, pair, tmp_path):
     folder = tmp_path / "run"
     ends = launch.run([*SCRIPT, folder, f"term_in={phase!r}", "slow=0.2"], tmp_path)
