@@ -88,6 +88,7 @@ class Checkpoints:
         preserve: list[Any] = [policies.LatestN(config.keep)]
         if config.keep_every is not None:
             preserve.append(policies.EveryNSteps(config.keep_every))
+        self._failure: Exception | None = None
         self._orbax = ocp.training.Checkpointer(
             self._folder,
             # The loop decides when to save (`force`); Orbax's own default saves continuously.
@@ -100,9 +101,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        failure = self._failure
         try:
             self._orbax.close()
-        except Exception as failure:
+        except Exception as last:
+            failure = last
+        if failure is not None:
             if kind is None:
                 raise self._not_written(failure) from failure
             logger.warning("while stopping: %s", self._not_written(failure))
@@ -110,15 +114,28 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> None:
         """Start saving the state of `step`; a failure of an earlier save is raised here."""
         tree = {"state": state, "checksums": checksums(state)}
+        self._failure = self._start(step, tree)
+        if self._failure is None:
+            return
+        error = self._not_written(self._failure)
+        if self._config.on_failure == "stop":
+            failure, self._failure = self._failure, None
+            raise error from failure
+        logger.error("the run goes on: %s", error)
+        # It may have been the save before that failed, and this one has not begun.
+        self._failure = self._start(step, tree)
+
+    def _start(self, step: int, tree: Any) -> Exception | None:
+        """Start saving; return the failure of this save, or of the one before."""
         try:
-            self._orbax.save_async(step, tree, force=True)
-        except ocp.training.errors.StepAlreadyExistsError:
-            # A torn checkpoint of this very step was passed over: replace it.
-            self._orbax.save_async(step, tree, force=True, overwrite=True)
-        except Exception as failure:  # Orbax raises many types, some of an earlier save.
-            if self._config.on_failure == "stop":
-                raise self._not_written(failure) from failure
-            logger.error("the run goes on: %s", self._not_written(failure))
+            try:
+                self._orbax.save_async(step, tree, force=True)
+            except ocp.training.errors.StepAlreadyExistsError:
+                # A torn checkpoint of this very step was passed over: replace it.
+                self._orbax.save_async(step, tree, force=True, overwrite=True)
+        except Exception as failure:  # Orbax raises many types.
+            return failure
+        return None
 
     def _not_written(self, failure: Exception) -> OSError:
         reason = textwrap.shorten(str(failure) or repr(failure), 300)
@@ -197,10 +214,12 @@ class Checkpoints:
         # Each process reads on its own, and says then whether it could: with Orbax's barrier, all
         # would wait for the one that failed.
         me = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+        alone = ocp.Context()
+        alone.multiprocessing.primary_host = me
+        alone.multiprocessing.active_processes = {me}
         reason, found = "", None
         try:
-            with ocp.Context(multiprocessing_options=alone):
+            with alone:
                 found = ocp.load(
                     self._folder / str(step), {"state": abstract_state, "checksums": sums}
                 )

@@ -5,13 +5,17 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 
 import numpy as np
 import pytest
 
 from common import CheckpointConfig, OptimConfig, ParamGroup, StepConfig, train
+from common.checkpoint import Checkpoints
 from common.data import ArrayData
 from tests.common.test_resume import assert_same_state, lines, saved_steps
 from tests.common.toy import Toy, experiment
@@ -110,52 +114,135 @@ def test_a_run_that_cannot_get_past_its_faults_stops(tmp_path):
         train(config)
 
 
-def full_from(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no file grow beyond 20 kB from a step on: the writes of a save fail in the kernel."""
-    original = ArrayData.batch
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+WIDE = Toy(width=4096)  # a checkpoint of half a megabyte
 
-    def batch(self, s):
+
+def before_save(step: int, act, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call `act` before the save of a step, once the save before it is complete."""
+    original = Checkpoints.save
+
+    def save(self, s, state):
         if s == step:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-        return original(self, s)
+            while saved_steps(self._workdir)[-1:] != [step - 4]:
+                time.sleep(0.01)
+            act()
+        original(self, s, state)
 
-    monkeypatch.setattr(ArrayData, "batch", batch)
+    monkeypatch.setattr(Checkpoints, "save", save)
 
 
 @pytest.fixture
-def _no_limit_after():
+def no_large_files():
+    """Limit files to 20 kB when called: what is written beyond fails in the kernel."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-WIDE = Toy(width=4096)
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 4 MB that is filled when called."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs more rights")
+    yield disk, lambda: (disk / "full").write_bytes(bytes(shutil.disk_usage(disk).free - 40_000))
+    subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.usefixtures("_no_limit_after")
-@pytest.mark.parametrize("on_failure", ["stop", "continue"])
-def test_a_save_that_fails_leaves_the_older_checkpoint(on_failure, tmp_path, monkeypatch, caplog):
+def check_failed_save(run: pathlib.Path, on_failure, fail, mend, reason, monkeypatch, caplog):
     checkpoint = CheckpointConfig(every=4, keep=1, on_failure=on_failure)
-    config = experiment(WIDE, checkpoint=checkpoint, workdir=str(tmp_path))
-    train(dataclasses.replace(config, steps=12, workdir=str(tmp_path / "whole")))
+    config = experiment(WIDE, checkpoint=checkpoint, workdir=str(run))
     with monkeypatch.context() as patch:
-        full_from(7, patch)
-        with pytest.raises(OSError, match=r"could not be written to .*File too large.*make room"):
+        before_save(8, fail, patch)
+        with pytest.raises(OSError, match=rf"could not be written to .*{reason}.*make room"):
             train(config)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, -1))
-    assert saved_steps(tmp_path) == [4]
-    last = lines(tmp_path)[-1]["step"]
-    assert last == (12 if on_failure == "continue" else 10 if last == 10 else 8)
+    mend()
+    assert saved_steps(run) == [4]  # the older one is there, although one is kept
     assert ("the run goes on" in caplog.text) == (on_failure == "continue")
-    resumed = train(config)
-    assert int(resumed.state.step) == 12
-    assert lines(tmp_path) == lines(tmp_path / "whole")
+    # A run that stops learns of the failure at the next save, if not at its end.
+    assert lines(run)[-1]["step"] == 12
+    assert_same_state(train(config).state, train(dataclasses.replace(config, workdir=None)).state)
+
+
+@pytest.mark.parametrize("on_failure", ["stop", "continue"])
+def test_a_save_that_fails_leaves_the_older_checkpoint(
+    on_failure, no_large_files, tmp_path, monkeypatch, caplog
+):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    check_failed_save(
+        tmp_path / "run",
+        on_failure,
+        no_large_files,
+        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits),
+        "File too large",
+        monkeypatch,
+        caplog,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on_failure", ["stop", "continue"])
+def test_a_full_disk_leaves_the_older_checkpoint(on_failure, small_disk, monkeypatch, caplog):
+    disk, fill = small_disk
+    check_failed_save(
+        disk / "run",
+        on_failure,
+        fill,
+        (disk / "full").unlink,
+        "No space left",
+        monkeypatch,
+        caplog,
+    )
+
+
+READ_ONLY = """
+import os, sys, time
+from common import train
+from common.checkpoint import Checkpoints
+from tests.common.toy import experiment
+
+if os.getuid() == 0:  # who may write everywhere
+    os.setuid(65534)
+original = Checkpoints.save
+def save(self, step, state):
+    if step == 8:
+        while not os.path.isdir(f"{self._folder}/4"):
+            time.sleep(0.01)
+        os.chmod(self._folder, 0o500)
+    original(self, step, state)
+Checkpoints.save = save
+train(experiment(workdir=sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_a_folder_that_has_become_read_only_ends_the_run_with_a_clear_error():
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="read_only_"))
+    try:
+        folder.chmod(0o777)
+        ended = subprocess.run(
+            [sys.executable, "-c", READ_ONLY, str(folder / "run")],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_ENABLE_COMPILATION_CACHE": "0"},
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert "a checkpoint could not be written to" in ended.stderr
+        assert "Permission denied" in ended.stderr
+        (folder / "run" / "checkpoints").chmod(0o700)
+        assert saved_steps(folder / "run") == [4]
+    finally:
+        shutil.rmtree(folder)
 
 
 HANGING = """
 import sys, threading
 from common import train
+from common.checkpoint import Checkpoints
 from common.data import ArrayData
 from tests.common.toy import experiment
 

@@ -137,11 +137,12 @@ def lose_arrays(checkpoint: pathlib.Path) -> None:
         shutil.rmtree(data)
 
 
-def flip_a_bit(checkpoint: pathlib.Path) -> None:
-    largest = max((p for p in checkpoint.rglob("*") if p.parent.name == "d"), key=os.path.getsize)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 4
-    largest.write_bytes(content)
+def flip_bits(checkpoint: pathlib.Path) -> None:
+    """Flip one bit of each file of arrays."""
+    for path in [p for p in checkpoint.rglob("*") if p.is_file() and p.parent.name == "d"]:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
 
 
 def truncate_files(checkpoint: pathlib.Path) -> None:
@@ -149,7 +150,7 @@ def truncate_files(checkpoint: pathlib.Path) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("tear", [lose_arrays, truncate_files, flip_a_bit])
+@pytest.mark.parametrize("tear", [lose_arrays, truncate_files, flip_bits])
 def test_a_torn_newest_checkpoint_is_passed_over(tear, tmp_path, caplog):
     whole = train(experiment(workdir=str(tmp_path)))
     assert saved_steps(tmp_path) == [4, 8, 12]
@@ -161,6 +162,17 @@ def test_a_torn_newest_checkpoint_is_passed_over(tear, tmp_path, caplog):
     caplog.clear()
     train(experiment(workdir=str(tmp_path)))
     assert "passed over" not in caplog.text
+
+
+def test_a_flipped_bit_of_a_large_array_is_found(tmp_path):
+    config = experiment(Toy(width=4096), steps=4, workdir=str(tmp_path))
+    train(config)
+    largest = max((tmp_path / "checkpoints").rglob("d/*"), key=os.path.getsize)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 4
+    largest.write_bytes(content)
+    with pytest.raises(RuntimeError, match=r"step 4: not what was written: \S+kernel"):
+        train(config)
 
 
 def test_no_run_starts_anew_over_unreadable_checkpoints(tmp_path):

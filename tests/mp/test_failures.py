@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tests.common.test_resume import flip_a_bit, lose_arrays, saved_steps, truncate_files
+from tests.common.test_resume import flip_bits, lose_arrays, saved_steps, truncate_files
 from tests.mp import launch, script
 from tests.mp.compare import assert_same
 
@@ -135,7 +135,7 @@ def test_a_process_that_hangs_is_ended_with_its_stacks(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tear", [lose_arrays, truncate_files, flip_a_bit])
+@pytest.mark.parametrize("tear", [lose_arrays, truncate_files, flip_bits])
 def test_a_torn_checkpoint_is_passed_over_by_all(tear, pair, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(pair, folder)
