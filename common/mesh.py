@@ -224,6 +224,8 @@ def place(batch: Any, mesh: Mesh, *, leading_axes: int = 0) -> Any:
     if jax.process_count() == 1:
         return _send(sharding)(batch)
 
+    # Every process makes the whole batch and sends its own rows: a batch is a function of seed and
+    # step alone, and which rows a process holds is the mesh's matter, not the data's.
     def place_leaf(leaf: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 

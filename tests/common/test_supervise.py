@@ -1,0 +1,69 @@
+"""The supervisor: what it starts again, and what it does not."""
+
+import os
+import pathlib
+import signal
+import threading
+import time
+
+import pytest
+
+from common.supervise import supervise
+
+
+def starts(folder: pathlib.Path) -> int:
+    return len((folder / "starts").read_text().splitlines())
+
+
+def command(folder: pathlib.Path, script: str) -> list[str]:
+    return ["sh", "-c", f"echo start >> {folder}/starts; {script}"]
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "count"),
+    [
+        ("exit 0", 0, 1),
+        ("exit 2", 2, 1),  # a mistake on the command line
+        ("exit 143", 143, 1),  # asked to stop, and saved
+        ("exit 3", 3, 4),
+        ("kill -9 $$", 137, 4),
+        ("test -e DONE || { touch DONE; exit 1; }", 0, 2),
+    ],
+)
+def test_failures_are_started_again_up_to_a_limit(script, status, count, tmp_path, capfd):
+    script = script.replace("DONE", str(tmp_path / "done"))
+    assert supervise(command(tmp_path, script), restarts=3, backoff=0.01) == status
+    assert starts(tmp_path) == count
+    assert ("given up after 3 restarts" in capfd.readouterr().err) == (count == 4)
+
+
+def test_steady_starts_are_not_counted(tmp_path):
+    script = f"sleep 0.1; test $(wc -l < {tmp_path}/starts) -ge 6"
+    assert supervise(command(tmp_path, script), restarts=1, backoff=0.01, steady=0.05) == 0
+    assert starts(tmp_path) == 6
+
+
+def test_one_failure_ends_the_others_which_know_of_each_other(tmp_path):
+    script = (
+        f"echo $JAX_PROCESS_ID/$JAX_NUM_PROCESSES >> {tmp_path}/who;"
+        "test $JAX_PROCESS_ID = 0 && exec sleep 60; sleep 0.2; exit 5"
+    )
+    began = time.monotonic()
+    status = supervise(command(tmp_path, script), processes=2, restarts=1, backoff=0.01)
+    assert status == 5
+    assert time.monotonic() - began < 20
+    assert sorted((tmp_path / "who").read_text().split()) == ["0/2", "0/2", "1/2", "1/2"]
+
+
+def test_a_signal_is_passed_on_and_nothing_started_again(tmp_path):
+    script = "trap 'exit 143' TERM; while true; do sleep 0.05; done"
+
+    def stop():
+        while not (tmp_path / "starts").exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    assert supervise(command(tmp_path, script)) == 143
+    assert starts(tmp_path) == 1
