@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax._src import distributed as jax_distributed
+from jax._src import xla_bridge
 from jax.experimental import multihost_utils
 
 from common.preempt import Preempted
@@ -36,7 +37,8 @@ def start(
 
     What is not given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID and
     JAX_STARTUP_TIMEOUT, or else from the cluster that JAX finds itself in: Cloud TPU, GKE, SLURM or
-    Open MPI. Where there is none of it, as on a laptop, nothing happens.
+    Open MPI. Where there is none of it, as on a laptop, nothing happens; nor with
+    JAX_NUM_PROCESSES=1, nor in a process that uses its devices already, such as a notebook.
 
     When a process does not come in time, those that did are ended by JAX with a message that names
     the missing ones ("Some timed out task names: 3").
@@ -55,6 +57,9 @@ def start(
     process = _number("JAX_PROCESS_ID") if process is None else process
     timeout = timeout or _number("JAX_STARTUP_TIMEOUT") or STARTUP_SECONDS
     given = [value is not None for value in (coordinator, processes, process)]
+    in_use = xla_bridge.backends_are_initialized() and not any(given)
+    if in_use or processes == 1 or jax.distributed.is_initialized():
+        return
     runtime = jax_distributed._jax
     service = runtime.get_distributed_runtime_service
     # The coordinator can wait for all and name the missing; JAX has no argument for how long.
