@@ -18,7 +18,7 @@ from configs.born_mlp.paper import runs, signed
 
 def config():
     plan = runs(
-        signed(0.2, cells=4, count=256), orders=2, steps=500, batch_size=64, members=2,
+        signed(0.2, cells=4, count=256), orders=2, steps=1000, batch_size=64, members=2,
         hidden=(8, 8),
     )
     log = LogConfig(every=100, progress=False)
