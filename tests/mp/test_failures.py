@@ -66,6 +66,25 @@ def test_killed_processes_end_with_the_same_bits(kills, seed, pair, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_supervisor_for_each_process_is_enough(killed, pair, tmp_path):
+    """As on a pod: none of them knows of the others."""
+    folder, port = tmp_path / "run", launch.free_port()
+    command = [sys.executable, *SCRIPT, str(folder), "slow=0.3"]
+    logs = [tmp_path / f"supervisor_{i}.log" for i in range(2)]
+    supervisors = [
+        launch.spawn(["-m", "common.supervise", "--", *command], i, 2, port, logs[i])
+        for i in range(2)
+    ]
+    while saved_steps(folder)[-1:] != [8] if (folder / "checkpoints").exists() else True:
+        time.sleep(0.1)
+    launch.kill(children(supervisors[killed].pid)[0])
+    statuses = [supervisor.wait(120) for supervisor in supervisors]
+    assert statuses == [0, 0], "\n".join(log.read_text(errors="replace") for log in logs)
+    assert_same(pair, folder)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.01, 0.03, 0.1])
 def test_a_process_killed_in_mid_save_ends_with_the_same_bits(delay, pair, tmp_path):
     folder = tmp_path / "run"
