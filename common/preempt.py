@@ -4,7 +4,6 @@ import faulthandler
 import itertools
 import os
 import signal
-import sys
 import threading
 import time
 import types
@@ -89,7 +88,8 @@ class Watchdog:
         """Start the clock anew; called at every step boundary."""
         if self._seconds is None or time.monotonic() < self._due:
             return
-        faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__)
+        # 2 is standard error itself, whatever Python has put in its place.
+        faulthandler.dump_traceback_later(self._seconds, exit=True, file=2)
         # The clock is a thread of its own, too dear for each of many short steps.
         self._due = time.monotonic() + self._seconds / 10
 
