@@ -1,17 +1,19 @@
 """Steps whose loss or gradient is not finite: what is written down, and going back."""
 
+import contextlib
 import dataclasses
 import json
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from common.data import Data
 from common.experiment import Experiment
+from common.files import AppendingFile
 from common.state import Fault, TrainState
 from common.tree import named_leaves
 
@@ -74,5 +76,5 @@ def _not_finite(batch: Mapping[str, np.ndarray]) -> list[int]:
 def record(workdir: str | None, fault: Mapping[str, Any]) -> None:
     """Append a fault to `nonfinite.jsonl` in the work folder; the first process writes."""
     if workdir is not None and jax.process_index() == 0:
-        with (pathlib.Path(workdir) / "nonfinite.jsonl").open("a") as file:
-            file.write(json.dumps(fault) + "\n")
+        with contextlib.closing(AppendingFile(epath.Path(workdir) / "nonfinite.jsonl")) as file:
+            file.append((json.dumps(fault) + "\n").encode())
