@@ -116,7 +116,10 @@ def joined() -> Iterator[None]:
     A process that fails must not wait at its exit for the others: they wait for it in a collective.
     Once it is gone, the runtime ends them, and whoever supervises the run starts all anew.
     """
-    start()
+    try:
+        start()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     try:
         yield
     except BaseException as error:
