@@ -143,7 +143,7 @@ def _check(mlp: MLP, params: Params, x: Array) -> None:
 
 
 def _require_memory(needed: int, d: int, order: int, outputs: int) -> None:
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     limit = stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > limit:

@@ -87,7 +87,7 @@ def tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 def metrics(folder: pathlib.Path) -> dict[str, float]:
     return {
-        f"{path.parent.relative_to(folder)}/{row['step']}/{name}": value
+        f"{path.parent.relative_to(folder)}/{row['step']}/{name}": float(value)  # "NaN" is one
         for path in sorted(folder.rglob("metrics.jsonl"))
         for row in map(json.loads, path.read_text().splitlines())
         for name, value in row.items()
