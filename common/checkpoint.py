@@ -138,7 +138,7 @@ class Checkpoints:
         return None
 
     def _not_written(self, failure: Exception) -> OSError:
-        reason = textwrap.shorten(str(failure) or repr(failure), 300)
+        reason = textwrap.shorten(str(failure) or repr(failure), 600)
         return OSError(
             f"a checkpoint could not be written to {self._folder}: {reason}; make room or mend the "
             "permissions, then the same command resumes from the newest complete checkpoint"

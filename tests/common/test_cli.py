@@ -165,10 +165,9 @@ def test_what_the_system_says_of_a_file_ends_in_one_line(path, tmp_path, capsys)
     assert str(tmp_path / "file") in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("processes", ["2", "two"])
-def test_a_cluster_that_is_described_in_part_ends_in_one_line(processes, path, monkeypatch):
-    monkeypatch.setenv("JAX_NUM_PROCESSES", processes)
-    with pytest.raises(SystemExit, match=r"^error: .*JAX_NUM_PROCESSES"):
+def test_a_cluster_that_is_described_wrongly_ends_in_one_line(path, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(SystemExit, match=r"^error: JAX_NUM_PROCESSES = 'two'"):
         cli.main(train, [str(path)])
 
 
