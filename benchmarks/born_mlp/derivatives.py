@@ -66,10 +66,10 @@ Build = Callable[[int, int], tuple[Call, float]]
 def flops(shape: Shape, order: int) -> int:
     """Count the multiplications and additions of our matrix products, for one point."""
     d, hidden, depth = shape
-    pushed = sum(taylor.size(d, b) for b in range(1, order // 2 + 1))
-    pushed += sum(taylor.size(d, a) for a in range(1, (order - 1) // 2 + 1))
     if order == 2:  # the derivative of the gradient
         return 4 * (depth - 1) * hidden**2 * d + 2 * hidden * d**2
+    pushed = sum(taylor.size(d, b) for b in range(1, order // 2 + 1))
+    pushed += sum(taylor.size(d, a) for a in range(1, (order - 1) // 2 + 1))
     total = 2 * (depth - 1) * hidden**2 * pushed
     for split in itertools.chain(*plan.layer_splits(order, depth)):
         inner = hidden * len(split.plains)

@@ -45,6 +45,16 @@ def points(n: int, d: int, seed: int = 1) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), (n, d), jnp.float64)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("outputs", [None, 2])
+def test_one_order_alone_is_that_among_others(order, outputs):
+    """What an order needs is computed, whether higher ones are asked for or not."""
+    mlp, params = network(in_features=2, hidden=(4, 3, 4), out_features=outputs, activation="tanh")
+    x = points(3, 2)
+    alone = taylor.derivative(mlp, params, x, order, packed=False)
+    assert_close(alone, nested(mlp, params, x, order), 1e-12)
+
+
 @settings(max_examples=5, deadline=None, derandomize=True, database=None)
 @given(
     hidden=st.lists(st.integers(1, 5), min_size=1, max_size=3),
