@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
+from etils import epath
 
 from alignment.classifier import Classifier
-from alignment.files import PathLike
 from alignment.student import Student
 from alignment.vit.hf_format import architecture
 from alignment.vit.pretrained import save_pretrained
@@ -26,6 +26,7 @@ from common import Experiment, cli
 from common.checkpoint import Checkpoints
 from common.config import from_json
 from common.distributed import to_host
+from common.files import PathLike, local_folder
 from common.nn.weights import write_safetensors
 from common.report import provenance, table
 from common.setup import prepare
@@ -39,38 +40,34 @@ Numbers = Mapping[str, float]
 
 
 def write(
-    folder: PathLike,
+    path: PathLike,
     experiment: Experiment[Any],
     params: Params,
     numbers: Numbers,
     *,
     control: Numbers | None = None,
-) -> pathlib.Path:
+) -> None:
     """Write backbone, head and model card: called by all processes, written by the first.
 
     Args:
-      folder: where to; made if it is not there.
+      path: folder to write to; made if it is not there.
       experiment: what trained the parameters.
       params: the parameters.
       numbers: what the card says of the model.
       control: the same numbers of the control, to stand beside.
-
-    Returns:
-      The folder.
     """
-    folder = pathlib.Path(folder)
     task = experiment.task
     params = to_host(params)
     if jax.process_index() != 0:
-        return folder
-    save_pretrained(folder, task.model, params["backbone"], preprocessing=task.preprocessing)
-    if isinstance(task, Student):
-        head = params["triplet_head"]
-        weight = np.ascontiguousarray(head["kernel"].T)
-        write_safetensors(folder / HEAD_FILE, {"weight": weight, "bias": head["bias"]})
+        return
     card = model_card(experiment, numbers, control)
-    (folder / "README.md").write_text(card, "utf-8")
-    return folder
+    with local_folder(path) as folder:
+        save_pretrained(folder, task.model, params["backbone"], preprocessing=task.preprocessing)
+        if isinstance(task, Student):
+            head = params["triplet_head"]
+            weight = np.ascontiguousarray(head["kernel"].T)
+            write_safetensors(folder / HEAD_FILE, {"weight": weight, "bias": head["bias"]})
+        (folder / "README.md").write_text(card, "utf-8")
 
 
 def model_card(
@@ -157,9 +154,8 @@ def restore(workdir: PathLike) -> tuple[Experiment[Any], Params]:
     Raises:
       FileNotFoundError: if there is no run.
     """
-    workdir = pathlib.Path(workdir)
-    path = workdir / "config.json"
-    if not path.is_file() or not (workdir / "checkpoints").is_dir():
+    path = epath.Path(workdir) / "config.json"
+    if not path.exists() or not (path.parent / "checkpoints").exists():
         raise FileNotFoundError(f"{workdir} is no work folder with config.json and checkpoints")
     kind = json.loads(path.read_text())["task"]["class"].rpartition(".")[2]
     if kind not in TASKS:
@@ -176,9 +172,9 @@ def restore(workdir: PathLike) -> tuple[Experiment[Any], Params]:
 class Arguments:
     """Write a trained model as a Hugging Face folder with a model card."""
 
-    workdir: tyro.conf.Positional[pathlib.Path]
+    workdir: tyro.conf.Positional[str]
     """Work folder of the run."""
-    out: pathlib.Path
+    out: str
     """Folder to write to."""
     scores: pathlib.Path | None = None
     """JSON of named numbers for the card, such as `alignment.evaluate` writes."""
@@ -213,13 +209,12 @@ def _flat(tree: Mapping[str, Any], prefix: str) -> list[tuple[str, float]]:
     return numbers
 
 
-def run(arguments: Arguments) -> pathlib.Path:
-    """Export a run, and return the folder."""
+def run(arguments: Arguments) -> None:
+    """Export a run."""
     scores, control = read_numbers(arguments.scores), read_numbers(arguments.control)
     experiment, params = restore(arguments.workdir)
-    folder = write(arguments.out, experiment, params, scores or {}, control=control)
-    print(f"written: {folder}")
-    return folder
+    write(arguments.out, experiment, params, scores or {}, control=control)
+    print(f"written: {arguments.out}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

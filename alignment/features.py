@@ -9,7 +9,8 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Float, Int
 
-from alignment.files import PathLike, read_arrays, write_arrays
+from alignment.files import read_arrays, write_arrays
+from common.files import PathLike
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,12 @@
 """The `.npz` files between the stages: nothing is unpickled, and a file is whole or not there."""
 
-import os
 import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-PathLike = str | os.PathLike[str]
+from common.files import PathLike
 
 
 def read_arrays(path: PathLike, required: Collection[str] = ()) -> dict[str, np.ndarray]:

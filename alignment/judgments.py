@@ -22,7 +22,8 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from alignment.features import check_matrix
-from alignment.files import PathLike, read_array, read_arrays, write_arrays
+from alignment.files import read_array, read_arrays, write_arrays
+from common.files import PathLike
 
 PAIRS = ((0, 1), (0, 2), (1, 2))
 """Columns of the three pairs of a triplet."""

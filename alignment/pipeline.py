@@ -59,8 +59,8 @@ def run(config: Pipeline) -> dict[str, float]:
     numbers, control = (
         {f"odd one out, {k}": v for k, v in scores[m].items()} for m in ("after", "control")
     )
-    model = export.write(workdir / "aligned", student, params, numbers, control=control)
-    print(f"\naligned model, its card beside it: {model}")
+    export.write(workdir / "aligned", student, params, numbers, control=control)
+    print(f"\naligned model, its card beside it: {workdir / 'aligned'}")
     print("figures: " + ", ".join(map(str, sorted(folder.glob("*.png")))))
     return {f"{model}/{level}": v for model, row in scores.items() for level, v in row.items()}
 

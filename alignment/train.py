@@ -31,9 +31,9 @@ def run(config: Experiment[Student] | Experiment[Classifier], **options: Any) ->
         )
     result = train(config, **options)
     if config.workdir is not None:
-        folder = write(f"{config.workdir}/export", config, result.params, result.metrics)
+        write(f"{config.workdir}/export", config, result.params, result.metrics)
         if jax.process_index() == 0:
-            print(f"model: {folder}; log and checkpoints: {config.workdir}")
+            print(f"model: {config.workdir}/export; log and checkpoints: {config.workdir}")
     return result.metrics
 
 

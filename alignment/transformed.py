@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float
 
 from alignment.features import Features
-from alignment.files import PathLike
 from alignment.judgments import Transform
+from common.files import PathLike
 
 BLOCK = 65_536
 """Rows that are transformed at once, so that no copy of all features is made in between."""

@@ -1,6 +1,5 @@
 """Figures of a study: what was learned, how well, where it ends, and how it came about."""
 
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,13 +14,13 @@ from born_mlp.diagrams.values import diagrams_of
 from born_mlp.nnpt import Perturbation
 from born_mlp.samples import exact_tensor
 from born_mlp.study import Study, load_log
+from common.files import local_folder
 
 ORDER_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
 
 def write(study: Study, found: Mapping[str, Perturbation], results: Mapping[str, Any]) -> list[str]:
-    """Draw all figures of a study as PNG and SVG; return the paths of the PNGs."""
-    folder = pathlib.Path(study.workdir or ".") / "figures"
+    """Draw all figures of a study as PNG and SVG; return where in its folder the PNGs lie."""
     figures: dict[str, Figure] = {"one_network": one_network(results)}
     iterated = {name: r for name, r in results.items() if len(r["coefficients"]) > 1}
     if iterated:
@@ -34,13 +33,11 @@ def write(study: Study, found: Mapping[str, Perturbation], results: Mapping[str,
         figures[f"diagrams_{name}"] = diagram_shares(study, name)
     for order in sorted({len(p.iterations) for p in found.values()} | {2}):
         figures[f"gallery_order{order}"] = gallery(order, depth=2)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.svg")
-        figure.savefig(folder / f"{name}.png", dpi=150)
-        paths.append(str(folder / f"{name}.png"))
-    return paths
+    with local_folder(f"{study.workdir or '.'}/figures") as folder:
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.svg")
+            figure.savefig(folder / f"{name}.png", dpi=150)
+    return [f"figures/{name}.png" for name in figures]
 
 
 def _spread(axes: Axes, x: Any, members: np.ndarray, **style: Any) -> None:

@@ -12,12 +12,12 @@ solutions (arXiv 2512.01558).
 import dataclasses
 import math
 import os
-import pathlib
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jaxtyping import Float
 
 from born_mlp.coefficients import Term
@@ -26,6 +26,7 @@ from born_mlp.mlp import MLP, Params, load_network, save_network
 from born_mlp.samples import GivenSamples, Samples, contract
 from common import CheckpointConfig, Experiment, LogConfig, StepConfig, train
 from common.distributed import barrier, to_host
+from common.files import local_copy, local_folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,10 +53,10 @@ class Iteration:
 
         The archive holds `term_0`, `term_1`, ... with a leading axis of members, and the scales.
         """
-        root = pathlib.Path(folder)
-        save_network(root / "networks.safetensors", self.mlp, self.params)
         terms = {f"term_{m}": term for m, term in enumerate(self.terms)}
-        np.savez(root / "terms.npz", x_scale=self.x_scale, y_scale=self.y_scale, **terms)  # type: ignore[arg-type]
+        with local_folder(folder) as root:
+            save_network(root / "networks.safetensors", self.mlp, self.params)
+            np.savez(root / "terms.npz", x_scale=self.x_scale, y_scale=self.y_scale, **terms)  # type: ignore[arg-type]
 
     def predict(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "members n"]:
         """Evaluate the networks' residual at points, float64."""
@@ -176,10 +177,11 @@ def _read_terms(
     Another processor may read other last bits. The next iteration's target, and with it the config
     that its checkpoints belong to, must not change when a study moves.
     """
-    if folder is not None and (pathlib.Path(folder) / "terms.npz").exists():
-        _, kept_params = load_network(pathlib.Path(folder) / "networks.safetensors")
-        with np.load(pathlib.Path(folder) / "terms.npz", allow_pickle=False) as archive:
-            kept = tuple(archive[f"term_{m}"] for m in range(len(archive) - 2))
+    if folder is not None and (epath.Path(folder) / "terms.npz").exists():
+        with local_copy(f"{folder}/networks.safetensors") as path:
+            _, kept_params = load_network(path)
+        with local_copy(f"{folder}/terms.npz") as path, np.load(path, allow_pickle=False) as file:
+            kept = tuple(file[f"term_{m}"] for m in range(len(file) - 2))
         same = jax.tree.map(np.array_equal, kept_params, params)
         if len(kept) > order and jax.tree.all(same):
             return kept[: order + 1]
@@ -232,7 +234,7 @@ def perturb(
         dataclasses.replace(
             base,
             task=dataclasses.replace(base.task, order=n),
-            workdir=None if workdir is None else str(pathlib.Path(workdir) / f"iteration_{n}"),
+            workdir=None if workdir is None else f"{workdir}/iteration_{n}",
         )
         for n in range(1, order + 1)
     ]

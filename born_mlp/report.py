@@ -1,13 +1,13 @@
 """Numbers of a study as JSON and Markdown."""
 
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from common.files import local_folder
 from common.report import provenance, table
 
 
@@ -139,10 +139,8 @@ def write(
 ) -> str:
     """Write `results.json` and `results.md` into the work folder; return the Markdown."""
     origin = provenance()
-    folder = pathlib.Path(workdir)
     found = claims(results)
     document = {**origin, "claims": found, "regimes": results, **extra}
-    (folder / "results.json").write_text(json.dumps(document, indent=2))
     parts = [
         f"# {title}",
         f"{origin['machine']}; {origin['date']}; {origin['versions']}; `{origin['command']}`",
@@ -157,8 +155,10 @@ def write(
     if figures:
         parts += [
             "## Figures",
-            *[f"![{pathlib.Path(f).stem}]({os.path.relpath(f, folder)})" for f in figures],
+            *[f"![{pathlib.PurePath(f).stem}]({f})" for f in figures],
         ]
     text = "\n\n".join(parts) + "\n"
-    (folder / "results.md").write_text(text)
+    with local_folder(workdir) as folder:
+        (folder / "results.json").write_text(json.dumps(document, indent=2))
+        (folder / "results.md").write_text(text)
     return text

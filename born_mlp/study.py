@@ -6,11 +6,11 @@ enter training, and kept as plain numbers that the tables and figures are made o
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from born_mlp import baselines, nnpt
 from born_mlp.coefficients import relative_error
@@ -19,6 +19,7 @@ from born_mlp.nnpt import Iteration, Perturbation
 from born_mlp.physics.shallowness import shallowness
 from born_mlp.samples import ScatteringSamples, exact_approximation, exact_tensor
 from common import Experiment
+from common.files import PathLike
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,9 @@ class Study:
 
     def runs(self, name: str) -> list[Experiment[ResidualFit]]:
         """Return the training runs of a regime, each with its work folder."""
-        folder = pathlib.Path(self.workdir or ".") / name
+        folder = f"{self.workdir or '.'}/{name}"
         return [
-            dataclasses.replace(run, workdir=str(folder / f"iteration_{run.task.order}"))
+            dataclasses.replace(run, workdir=f"{folder}/iteration_{run.task.order}")
             for run in self.regimes[name].iterations
         ]
 
@@ -176,7 +177,7 @@ def proxy_errors(found: Perturbation, regime: Regime, *, bins: int = 10) -> dict
     }
 
 
-def load_log(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+def load_log(workdir: PathLike) -> list[dict[str, Any]]:
     """Read the metrics that a training run has logged."""
-    text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
+    text = (epath.Path(workdir) / "metrics.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]

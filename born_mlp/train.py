@@ -24,7 +24,7 @@ def run(config: Experiment[Any] | study.Study) -> Any:
     paths = figures.write(config, found, results)
     print(report.write(config.workdir, config.title, results, extra, paths))
     print(f"results: {config.workdir}/results.json, {config.workdir}/results.md")
-    print("figures: " + ", ".join(paths))
+    print("figures: " + ", ".join(f"{config.workdir}/{path}" for path in paths))
     return summary(results)
 
 

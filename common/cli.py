@@ -27,6 +27,7 @@ from etils import epath
 from common import aot, distributed, runs
 from common.config import to_json
 from common.experiment import Experiment
+from common.files import local_folder
 from common.perf import enable_compile_cache
 from common.preempt import Preempted
 from common.report import module_or_script
@@ -253,14 +254,14 @@ def _sweep(run: Callable[[Any], Any], path: pathlib.Path, args: list[str]) -> No
     if not grid:
         raise ValueError("sweep needs at least one --grid FIELD=V1,V2,...")
 
-    base = pathlib.Path(resolve(path, overrides).workdir)
+    base = resolve(path, overrides).workdir
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     configs = []
     for point in points:  # resolve all first: a bad value must not surface after hours of training
         flags = [part for key, value in point.items() for part in (f"--{key}", value)]
         config = resolve(path, [*overrides, *flags])
         name = ",".join(f"{key}={value}" for key, value in point.items())
-        configs.append(dataclasses.replace(config, workdir=str(base / name.replace(os.sep, "_"))))
+        configs.append(dataclasses.replace(config, workdir=f"{base}/{name.replace(os.sep, '_')}"))
 
     rows = []
     for number, (point, config) in enumerate(zip(points, configs, strict=True), 1):
@@ -270,8 +271,6 @@ def _sweep(run: Callable[[Any], Any], path: pathlib.Path, args: list[str]) -> No
         rows.append({**point, **{k: float(v) for k, v in numbers.items()}})
     if jax.process_index() != 0:
         return
-    base.mkdir(parents=True, exist_ok=True)
-    (base / "sweep.json").write_text(json.dumps(rows, indent=2))
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for row in rows:
@@ -279,5 +278,7 @@ def _sweep(run: Callable[[Any], Any], path: pathlib.Path, args: list[str]) -> No
         table.append(
             "| " + " | ".join(f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells) + " |"
         )
-    (base / "sweep.md").write_text("\n".join(table) + "\n")
-    print("\n".join(table), f"\nwritten to {base / 'sweep.json'} and {base / 'sweep.md'}", sep="\n")
+    with local_folder(base) as folder:
+        (folder / "sweep.json").write_text(json.dumps(rows, indent=2))
+        (folder / "sweep.md").write_text("\n".join(table) + "\n")
+    print("\n".join(table), f"\nwritten to {base}/sweep.json and {base}/sweep.md", sep="\n")

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import pathlib
+import tempfile
 from collections.abc import Iterator
 
 from etils import epath
@@ -30,6 +32,41 @@ def replace(path: PathLike, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def local_folder(path: PathLike) -> Iterator[pathlib.Path]:
+    """Give a folder on this machine whose files end up in `path`.
+
+    It is `path` itself, made if it is not there; for a bucket, a temporary folder whose files are
+    sent when the block ends. So libraries that write to a disk only can write results, too.
+    """
+    if not is_remote(path):
+        folder = pathlib.Path(path)
+        with explained(path):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        yield folder
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                target = epath.Path(path) / file.relative_to(folder).as_posix()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read_bytes())
+
+
+@contextlib.contextmanager
+def local_copy(path: PathLike) -> Iterator[pathlib.Path]:
+    """Give a file on this machine with the content of `path`: itself, or fetched for the block."""
+    if not is_remote(path):
+        yield pathlib.Path(path)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = pathlib.Path(temporary) / epath.Path(path).name
+        copy.write_bytes(epath.Path(path).read_bytes())
+        yield copy
 
 
 class AppendingFile:

@@ -20,7 +20,7 @@ case $action in
     git archive --format=tar.gz --output="$archive" HEAD
     gcloud compute tpus tpu-vm scp "$archive" "$TPU_NAME:code.tar.gz" --zone="$ZONE" --worker=all
     on all 'mkdir -p code && cd code && tar xzf ../code.tar.gz && python3 -m venv .venv &&
-      .venv/bin/python -m pip install -q -c constraints.txt -e ".[tpu]"'
+      .venv/bin/python -m pip install -q -c constraints.txt -e ".[tpu,gcs]"'
     ;;
   start)
     shift

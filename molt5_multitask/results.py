@@ -1,14 +1,15 @@
 """What a finished training run leaves: the exported model, held-out predictions, scores, curves."""
 
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 from matplotlib.figure import Figure
 
 from common import Experiment
+from common.files import local_folder
 from common.report import provenance, table
 from common.task import Params
 from molt5_multitask.corpus import copy_baseline
@@ -21,12 +22,13 @@ SHOWN = ("validity", "Morgan", "top-1", "accuracy 90 %", "ROUGE-L", "BLEU-4")
 """Scores of the summary, beside the exact match of the strings."""
 
 
-def export(experiment: Experiment[MultitaskT5], params: Params) -> pathlib.Path:
+def export(experiment: Experiment[MultitaskT5], params: Params) -> str:
     """Write model and vocabulary to `export` in the work folder, in Hugging Face's form."""
-    folder = pathlib.Path(experiment.workdir or ".") / "export"
-    experiment.task.tokenizer.save(folder)
-    save_pretrained(folder, experiment.task.model, params)
-    return folder
+    path = f"{experiment.workdir or '.'}/export"
+    with local_folder(path) as folder:
+        experiment.task.tokenizer.save(folder)
+        save_pretrained(folder, experiment.task.model, params)
+    return path
 
 
 def score_held_out(experiment: Experiment[MultitaskT5], params: Params) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def score_held_out(experiment: Experiment[MultitaskT5], params: Params) -> dict[
       input.
     """
     task = experiment.task
-    folder = pathlib.Path(experiment.workdir or ".") / "predictions"
+    folder = epath.Path(experiment.workdir or ".") / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
     first = jax.process_index() == 0
     writer = HeldOutWriter(task=task, rows=task.test_rows)
@@ -59,13 +61,11 @@ def score_held_out(experiment: Experiment[MultitaskT5], params: Params) -> dict[
 
 def write(experiment: Experiment[MultitaskT5], scores: Mapping[str, Any]) -> str:
     """Write `results.json`, `results.md` and the learning curves; return the Markdown."""
-    folder = pathlib.Path(experiment.workdir or ".")
+    workdir = experiment.workdir or "."
     origin = provenance()
-    log = _read_log(folder)
+    log = _read_log(workdir)
     losses = {k: v for line in log for k, v in line.items() if k.endswith("loss")}
     content = {**origin, "steps": experiment.steps, "losses": losses, "tasks": scores}
-    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
-    learning_curves(log).savefig(folder / "learning_curves.png", dpi=150)
     header = ("task", "rows", "exact match", "copying the input", "other scores")
     rows = [
         [
@@ -85,7 +85,10 @@ def write(experiment: Experiment[MultitaskT5], scores: Mapping[str, Any]) -> str
             "![learning curves](learning_curves.png)",
         )
     )
-    (folder / "results.md").write_text(text + "\n")
+    with local_folder(workdir) as folder:
+        (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
+        (folder / "results.md").write_text(text + "\n")
+        learning_curves(log).savefig(folder / "learning_curves.png", dpi=150)
     return text
 
 
@@ -113,6 +116,6 @@ def learning_curves(log: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
-def _read_log(workdir: pathlib.Path) -> list[dict[str, float]]:
-    text = (workdir / "metrics.jsonl").read_text()
+def _read_log(workdir: str) -> list[dict[str, float]]:
+    text = (epath.Path(workdir) / "metrics.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
-from alignment.files import PathLike, read_arrays
+from alignment.files import read_arrays
 from alignment.judgments import check_triplets
+from common.files import PathLike
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

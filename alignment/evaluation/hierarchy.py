@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from alignment.evaluation.rsa import rdm, upper_triangle
-from alignment.files import PathLike
+from common.files import PathLike
 
 RELATIONS = ("same subordinate", "same basic", "same superordinate", "different superordinate")
 """Of two images, by the finest class that they share."""

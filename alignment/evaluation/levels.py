@@ -21,8 +21,8 @@ from jaxtyping import Float
 from alignment.evaluation.answers import Answers
 from alignment.evaluation.odd_one_out import odd_one_out
 from alignment.evaluation.uncertainty import against_answers, response_time_spearman
-from alignment.files import PathLike
 from alignment.judgments import Triplets
+from common.files import PathLike
 
 IMAGES = ("image1", "image2", "image3")
 COLUMNS = ("level", *IMAGES, "odd", "participant")

@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import mannwhitneyu
 
 from alignment.features import Features
-from alignment.files import PathLike, read_arrays
+from alignment.files import read_arrays
+from common.files import PathLike
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

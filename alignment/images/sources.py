@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from alignment.files import PathLike, read_arrays
+from alignment.files import read_arrays
 from alignment.images.decode import BadImageError, File, check_header, decode
+from common.files import PathLike
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from alignment.files import PathLike, read_arrays, write_arrays
+from alignment.files import read_arrays, write_arrays
 from alignment.judgments import check_triplets
+from common.files import PathLike
 
 Labels = Literal["uncertainty_distillation", "untransformed"]
 """Whose similarities they are: the human-aligned teacher's, or the teacher's own."""

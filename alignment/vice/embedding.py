@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from scipy.stats import false_discovery_control, norm
 
 from alignment.features import check_matrix
-from alignment.files import PathLike, read_array, read_arrays, write_arrays
+from alignment.files import read_array, read_arrays, write_arrays
 from alignment.judgments import Triplets, check_names, pair_logits
+from common.files import PathLike
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

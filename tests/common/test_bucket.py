@@ -7,12 +7,13 @@ nothing to test here.
 import json
 from typing import ClassVar
 
+import numpy as np
 import pytest
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from common import runs
-from common.files import AppendingFile, absolute, is_remote
+from common.files import AppendingFile, absolute, is_remote, local_copy, local_folder
 from common.goodput import Account, GoodputLog
 from common.writers import JsonlWriter, write_manifest
 
@@ -72,3 +73,25 @@ def test_each_line_is_there_at_once(bucket, tmp_path):
     for count, line in enumerate((b"a\n", b"b\n"), 1):
         file.append(line)
         assert bucket.cat(f"{RUN}/x") == b"a\nb\n"[: 2 * count]
+
+
+def test_results_of_libraries_that_write_to_disks_only(bucket, tmp_path):
+    for path in (RUN, str(tmp_path / "run")):
+        with local_folder(f"{path}/export") as folder:
+            (folder / "model").mkdir()
+            np.savez(folder / "model" / "weights.npz", a=np.arange(3))
+        with local_copy(f"{path}/export/model/weights.npz") as file, np.load(file) as arrays:
+            np.testing.assert_array_equal(arrays["a"], [0, 1, 2])
+    assert bucket.exists(f"{RUN}/export/model/weights.npz")
+    assert (tmp_path / "run" / "export" / "model" / "weights.npz").is_file()
+
+
+def test_nothing_is_sent_of_a_folder_whose_writing_failed(bucket):
+    def write_half():
+        with local_folder(RUN) as folder:
+            (folder / "half").touch()
+            raise RuntimeError("half")
+
+    with pytest.raises(RuntimeError, match="half"):
+        write_half()
+    assert not bucket.exists(f"{RUN}/half")
