@@ -29,7 +29,7 @@ from alignment.vit.model import bind, init
 from alignment.vit.positions import resize_model
 from alignment.vit.pretrained import from_pretrained
 from common import Data, Evaluator, Mean, OnePass, Task
-from common.mesh import await_simulated, place
+from common.mesh import await_simulated, local_examples, place
 from common.metrics import Metrics, compute, merge
 from common.rng import Rngs
 from common.task import Batch, Params, ShardingRules
@@ -226,8 +226,10 @@ class TripletAccuracy:
         found: dict[str, float] = {}
         for sampling, data in self._data.items():
             total = None
+            count = data.spec()["triplets"].shape[0]
+            own = local_examples(mesh, count)
             for i in range(min(self.task.eval_batches, data.batches)):
-                part = self._step(params, place(data.batch(i), mesh))
+                part = self._step(params, place(data.batch(i, own), mesh, count=count))
                 total = part if total is None else merge(total, part)
                 await_simulated(total, mesh)
             if total is not None:

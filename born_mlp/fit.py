@@ -25,6 +25,7 @@ from born_mlp.samples import Samples, SampleSource, ScatteringSamples, contract
 from common import Data, Evaluator, Mean, OptimConfig, ParamGroup, Task
 from common.choices import check_choice
 from common.data import EpochOrder
+from common.data.arrays import WHOLE
 from common.distributed import to_host
 from common.metrics import Metrics
 from common.rng import Rngs
@@ -127,15 +128,15 @@ class ResidualData(Data):
         rows = len(self._arrays["x"])
         return EpochOrder(rows // 2 if self._task.source.paired else rows, seed=self._seed)
 
-    def batch(self, step: int) -> Mapping[str, np.ndarray]:
-        """Return `batch_size` rows: x `(b, d)`, y and weight `(b, members)`."""
+    def batch(self, step: int, part: slice = WHOLE) -> Mapping[str, np.ndarray]:
+        """Return rows: x `(b, d)`, y and weight `(b, members)`."""
         if self._task.source.paired:
             half = self._batch_size // 2
             rows = self._order.rows(step * half, half)
             rows = np.concatenate([rows, rows + len(self._arrays["x"]) // 2])
         else:
             rows = self._order.rows(step * self._batch_size, self._batch_size)
-        return {name: array.take(rows, axis=0) for name, array in self._arrays.items()}
+        return {name: array.take(rows[part], axis=0) for name, array in self._arrays.items()}
 
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shapes of a batch without labelling a sample."""

@@ -15,7 +15,7 @@ from common.data import prefetch, stack_steps
 from common.data.arrays import Arrays
 from common.experiment import Experiment
 from common.goodput import GoodputLog
-from common.mesh import await_simulated, place
+from common.mesh import await_simulated, local_examples, place
 from common.perf import Ledger, Profiler
 from common.preempt import Preempted, StopRequest, Watchdog
 from common.progress import Progress
@@ -46,10 +46,10 @@ class Result:
         return self.state.eval_params
 
 
-def _batches(setup: Setup, start: int, passed_over: int) -> Iterator[Arrays]:
-    per_call = setup.experiment.step.per_call
+def _batches(setup: Setup, count: int, start: int, passed_over: int) -> Iterator[Arrays]:
+    per_call, own = setup.experiment.step.per_call, local_examples(setup.mesh, count)
     for step in range(start, setup.experiment.steps, per_call):
-        yield stack_steps(setup.data, step + passed_over, per_call)
+        yield stack_steps(setup.data, step + passed_over, per_call, own)
 
 
 def train(experiment: Experiment[Any], *, description: str = "") -> Result:
@@ -137,10 +137,11 @@ def _train(experiment: Experiment[Any], description: str, fault: faults.RollBack
                     checkpoints.save(step, state)
                 goodput.write(step, ledger.seconds())
 
+        count = next(iter(setup.data.spec().values())).shape[0]
         batches = stack.enter_context(
             prefetch(
-                _batches(setup, start, int(state.passed_over)),
-                lambda b: place(b, mesh, leading_axes=1),
+                _batches(setup, count, start, int(state.passed_over)),
+                lambda batch: place(batch, mesh, leading_axes=1, count=count),
             )
         )
         watchdog = stack.enter_context(Watchdog(experiment.hang_timeout))

@@ -202,31 +202,57 @@ def _send(sharding: NamedSharding) -> Callable[[Any], Any]:
     return jax.jit(lambda batch: batch, in_shardings=sharding, out_shardings=sharding)
 
 
-def place(batch: Any, mesh: Mesh, *, leading_axes: int = 0) -> Any:
+@functools.cache
+def local_examples(mesh: Mesh, count: int) -> slice:
+    """Return the examples of a batch, from the first to the last, that this process's devices take.
+
+    Where the mesh interleaves processes, others lie between.
+
+    Args:
+      mesh: the mesh.
+      count: examples of the batch.
+
+    Raises:
+      ValueError: if they do not divide over the devices.
+    """
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if count % shards:
+        raise ValueError(
+            f"a batch of {count} examples does not divide over data*fsdp={shards} devices; make it "
+            f"a multiple of {shards}"
+        )
+    indices = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
+    bounds = [index[0].indices(count) for index in indices if index is not None]
+    return slice(min(start for start, *_ in bounds), max(stop for _, stop, _ in bounds))
+
+
+def place(batch: Any, mesh: Mesh, *, leading_axes: int = 0, count: int | None = None) -> Any:
     """Send a host batch to the devices, its examples split over the data and fsdp axes.
 
     Args:
-      batch: pytree of arrays, the same on every host, examples along axis `leading_axes`.
+      batch: pytree of arrays, examples along axis `leading_axes`: the whole batch, the same on
+        every process, or the `local_examples` of it.
       mesh: the mesh.
       leading_axes: number of axes before the examples (1 for batches stacked over steps).
+      count: examples of the whole batch; those of `batch` by default.
 
     Raises:
       ValueError: if the examples do not divide over the devices.
     """
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    for leaf in jax.tree.leaves(batch):
-        if leaf.shape[leading_axes] % shards:
-            raise ValueError(
-                f"a batch of {leaf.shape[leading_axes]} examples does not divide over "
-                f"data*fsdp={shards} devices; make it a multiple of {shards}"
-            )
+    count = jax.tree.leaves(batch)[0].shape[leading_axes] if count is None else count
+    own = local_examples(mesh, count)
     sharding = batch_sharding(mesh, leading_axes=leading_axes)
     if jax.process_count() == 1:
         return _send(sharding)(batch)
 
-    # Every process makes the whole batch and sends its own rows: a batch is a function of seed and
-    # step alone, and which rows a process holds is the mesh's matter, not the data's.
     def place_leaf(leaf: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+        first = 0 if leaf.shape[leading_axes] == count else own.start
+        shape = (*leaf.shape[:leading_axes], count, *leaf.shape[leading_axes + 1 :])
+
+        def read(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[leading_axes].indices(count)
+            return leaf[(*index[:leading_axes], slice(start - first, stop - first))]
+
+        return jax.make_array_from_callback(shape, sharding, read)
 
     return jax.tree.map(place_leaf, batch)

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from common import Data, Evaluator, Mean, Task
-from common.data.arrays import Arrays
+from common.data.arrays import WHOLE, Arrays
 from common.metrics import Metrics
 from common.rng import Rngs
 from common.task import Batch, Params, ShardingRules
@@ -174,8 +174,8 @@ class _TrainingData(Data):
     def _mixed(self) -> MixedData:
         return self._task.mixed_data(batch_size=self._batch_size, seed=self._seed)
 
-    def batch(self, step: int) -> Arrays:
-        return self._mixed.batch(step)
+    def batch(self, step: int, part: slice = WHOLE) -> Arrays:
+        return self._mixed.batch(step, part)
 
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         lengths = {"input": self._task.input_length, "target": self._task.target_length}

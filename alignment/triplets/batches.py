@@ -19,7 +19,7 @@ from alignment.images.sources import ImageSource, open_images
 from alignment.triplets.files import LabelledTriplets, Labels, triplet_path
 from common import Data
 from common.data import EpochOrder
-from common.data.arrays import Arrays
+from common.data.arrays import WHOLE, Arrays
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,12 +133,13 @@ class TripletBatches(Data):
         """Number of whole batches in the file."""
         return len(self) // self._groups
 
-    def batch(self, step: int) -> Arrays:
-        """Return the batch of a step."""
+    def batch(self, step: int, part: slice = WHOLE) -> Arrays:
+        """Return groups of the batch of a step; only their images are read."""
         start = step * self._groups
         groups = np.arange(start, start + self._groups)
         if self._order is not None:
             groups = self._order.rows(start, self._groups)
+        groups = groups[part]
         rows = groups[:, None] * self._data_set.group_triplets
         rows = rows + np.arange(self._data_set.group_triplets)
         distinct, triplets = self._distinct(self._file.indices[rows], groups)

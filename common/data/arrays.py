@@ -13,13 +13,22 @@ import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
 
+WHOLE = slice(None)
+"""All examples of a batch."""
+
 
 class Data(abc.ABC):
     """Training data: global batches addressed by the step."""
 
     @abc.abstractmethod
-    def batch(self, step: int) -> Arrays:
-        """Return the batch of a step, the same at every call; examples along the first axis."""
+    def batch(self, step: int, part: slice = WHOLE) -> Arrays:
+        """Return a part of the batch of a step, the same at every call.
+
+        Args:
+          step: the step.
+          part: the examples to return, of those along the first axis; a process asks for those
+            that its devices take, so that what is dear about an example is done once.
+        """
 
     def rows(self, step: int) -> np.ndarray | None:  # noqa: ARG002
         """Return the numbers of the batch's examples in the data set, where they have numbers."""
@@ -79,9 +88,9 @@ class ArrayData(Data):
         self._order = EpochOrder(_checked_rows(self._arrays), seed=seed)
         self._batch_size = batch_size
 
-    def batch(self, step: int) -> Arrays:
-        """Return `batch_size` rows of each array."""
-        rows = self.rows(step)
+    def batch(self, step: int, part: slice = WHOLE) -> Arrays:
+        """Return the rows of each array."""
+        rows = self.rows(step)[part]
         # `take` gathers rows several times faster than indexing does.
         return {name: array.take(rows, axis=0) for name, array in self._arrays.items()}
 
@@ -116,7 +125,7 @@ class OnePass:
         return {**batch, "weight": real.astype(np.float32)}
 
 
-def stack_steps(data: Data, step: int, count: int) -> Arrays:
-    """Stack the batches of `count` consecutive steps along a new first axis."""
-    batches = [data.batch(s) for s in range(step, step + count)]
+def stack_steps(data: Data, step: int, count: int, part: slice = WHOLE) -> Arrays:
+    """Stack a part of the batches of `count` consecutive steps along a new first axis."""
+    batches = [data.batch(s, part) for s in range(step, step + count)]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)

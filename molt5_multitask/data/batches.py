@@ -10,7 +10,7 @@ import numpy as np
 
 from common.choices import check_choice
 from common.data import Data
-from common.data.arrays import Arrays
+from common.data.arrays import WHOLE, Arrays
 from common.report import table
 from molt5_multitask.data.augment import randomise
 from molt5_multitask.data.mixing import Mixing, Mixture
@@ -146,11 +146,11 @@ class MixedData(Data):
             for name in (f"{side}s", f"{side}_segments")
         }
 
-    def batch(self, step: int) -> Arrays:
+    def batch(self, step: int, part: slice = WHOLE) -> Arrays:
         """Return `inputs`, `targets` (rows, length) and their `_segments`."""
-        window, part = divmod(step, self._window_rows // self._batch_size)
-        rows = slice(part * self._batch_size, (part + 1) * self._batch_size)
-        return {name: array[rows] for name, array in self._window(window).items()}
+        window, place = divmod(step, self._window_rows // self._batch_size)
+        rows = slice(place * self._batch_size, (place + 1) * self._batch_size)
+        return {name: array[rows][part] for name, array in self._window(window).items()}
 
     def _pieces(self, start: int, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return the token ids of sources and targets at positions of the mixed order."""

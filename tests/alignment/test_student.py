@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from alignment.student import JudgedImages, read_backbone
+from alignment.triplets import batches
 from alignment.vit.config import preset
 from alignment.vit.model import init
 from alignment.vit.pretrained import save_pretrained
@@ -73,8 +74,8 @@ def test_decay_goes_towards_the_start_after_adam():
 def test_distinct_images_are_listed_once_and_give_the_same_loss_and_gradient(pooled):
     alone = dataclasses.replace(pooled, group_triplets=1, group_images=3)
     shared, single = student(pooled), student(alone)
-    batches = [task.data(batch_size=32, seed=0) for task in (shared, single)]
-    shared_batch = batches[0].batch(3)
+    data = [task.data(batch_size=32, seed=0) for task in (shared, single)]
+    shared_batch = data[0].batch(3)
     assert shared_batch["images"].shape[:2] == (2, 6)
     assert shared_batch["triplets"].max() < 6
     for group, triplets in zip(shared_batch["images"], shared_batch["triplets"], strict=True):
@@ -89,7 +90,7 @@ def test_distinct_images_are_listed_once_and_give_the_same_loss_and_gradient(poo
         "similarities": shared_batch["similarities"].reshape(32, 1, 3),
     }
     spec = {k: (v.shape, v.dtype) for k, v in single_batch.items()}
-    assert spec == {k: (v.shape, v.dtype) for k, v in batches[1].spec().items()}
+    assert spec == {k: (v.shape, v.dtype) for k, v in data[1].spec().items()}
     params = shared.init(jax.random.key(0))
     rngs = Rngs(jax.random.key(0), jnp.zeros((), jnp.int32))
 
@@ -120,6 +121,22 @@ def test_batches_are_a_function_of_seed_and_step(plain):
     # Each epoch shows every triplet once.
     epoch = np.concatenate([first.batch(step)["similarities"] for step in range(8)]).reshape(-1, 3)
     assert len(np.unique(epoch, axis=0)) == 256
+
+
+@pytest.mark.parametrize("fixture", ["plain", "pooled"])
+def test_only_the_images_of_a_part_of_a_batch_are_read(fixture, request, monkeypatch):
+    data = student(request.getfixturevalue(fixture)).data(batch_size=32, seed=5)
+    whole, read, original = data.batch(3), [], batches.load_batches
+
+    def counted(source, rows, *args, **options):
+        read.extend(rows)
+        return original(source, rows, *args, **options)
+
+    monkeypatch.setattr(batches, "load_batches", counted)
+    half = slice(0, len(whole["images"]) // 2)
+    part = data.batch(3, half)
+    same(part, {name: array[half] for name, array in whole.items()})
+    assert len(read) <= part["images"].shape[0] * part["images"].shape[1]
 
 
 @pytest.mark.parametrize("fixture", ["plain", "pooled"])

@@ -185,6 +185,7 @@ def test_mirrored_samples_come_in_pairs_in_every_batch():
     data = experiments(source)[0].task.data(batch_size=16, seed=0)
     x = data.batch(3)["x"]
     np.testing.assert_array_equal(x[:8], -x[8:])
+    np.testing.assert_array_equal(data.batch(3, slice(4, 12))["x"], x[4:12])
     assert data.spec()["y"].shape == data.batch(0)["y"].shape == (16, 2)
 
 

@@ -40,6 +40,12 @@ def test_spec_is_the_shape_of_a_batch():
     assert stack_steps(data, 0, 3)["x"].shape == (3, 4, 2)
 
 
+def test_a_part_of_a_batch_is_a_slice_of_it():
+    data = ArrayData({"x": np.arange(9)}, batch_size=4, seed=0)
+    whole = stack_steps(data, 3, 2)["x"]
+    np.testing.assert_array_equal(stack_steps(data, 3, 2, slice(1, 3))["x"], whole[:, 1:3])
+
+
 def test_arrays_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match=r"same number of rows.*'x': 3, 'y': 4"):
         ArrayData({"x": np.zeros(3), "y": np.zeros(4)}, batch_size=2, seed=0)

@@ -16,6 +16,7 @@ import pytest
 from common import CheckpointConfig, OptimConfig, ParamGroup, StepConfig, train
 from common.checkpoint import Checkpoints
 from common.data import ArrayData
+from common.data.arrays import WHOLE
 from tests.common.test_resume import assert_same_state, lines, saved_steps
 from tests.common.toy import Toy, experiment
 
@@ -31,8 +32,8 @@ class Poisoned(Toy):
 
     def data(self, *, batch_size, seed):
         class Data(ArrayData):
-            def batch(this, step):
-                found = dict(super().batch(step))
+            def batch(this, step, part=WHOLE):
+                found = dict(super().batch(step, part))
                 if step == self.batch:
                     found["x"] = found["x"].copy()
                     found["x"][3, 0] = np.nan
@@ -91,8 +92,8 @@ def test_rolling_back_passes_over_the_data_up_to_the_fault(batch, tmp_path, capl
     # As if the batches between had never been: those before the checkpoint, then those after.
     original = ArrayData.batch
 
-    def without(self, step):
-        return original(self, step if step < before else step + batch + 1 - before)
+    def without(self, step, part=WHOLE):
+        return original(self, step if step < before else step + batch + 1 - before, part)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ArrayData, "batch", without)
@@ -231,10 +232,10 @@ from common.data import ArrayData
 from tests.common.toy import experiment
 
 original = ArrayData.batch
-def batch(self, step):
+def batch(self, step, part=slice(None)):
     if step == 5:
         threading.Event().wait()
-    return original(self, step)
+    return original(self, step, part)
 ArrayData.batch = batch
 train(experiment(hang_timeout=10.0))
 """

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from common import ArrayData, cli
+from common.data.arrays import WHOLE
 from common.goodput import Account, GoodputLog
 from common.loop import train
 from common.runs import compare, show
@@ -58,10 +59,10 @@ def crash_at(step, monkeypatch):
     """Have the data of a step fail to come."""
     batch = ArrayData.batch
 
-    def failing(self, number):
+    def failing(self, number, part=WHOLE):
         if number == step:
             raise ConnectionError("the machine is gone")
-        return batch(self, number)
+        return batch(self, number, part)
 
     monkeypatch.setattr(ArrayData, "batch", failing)
 

@@ -24,6 +24,7 @@ from common import (
     train,
 )
 from common.checkpoint import Checkpoints
+from common.data.arrays import WHOLE
 from common.state import TrainState
 from tests.common.toy import Toy, experiment
 
@@ -57,10 +58,10 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, task: type[Task] = Toy) 
         inner = original(self, **kwargs)
         batch = inner.batch
 
-        def signalling(s):
+        def signalling(s, part=WHOLE):
             if s == step:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return batch(s)
+            return batch(s, part)
 
         inner.batch = signalling
         return inner
@@ -215,10 +216,10 @@ from common.data import ArrayData
 from tests.common.toy import experiment
 
 original = ArrayData.batch
-def batch(self, step):
+def batch(self, step, part=slice(None)):
     if step == int(sys.argv[2]):
         os.kill(os.getpid(), signal.SIGKILL)
-    return original(self, step)
+    return original(self, step, part)
 ArrayData.batch = batch
 train(experiment(workdir=sys.argv[1]))
 """

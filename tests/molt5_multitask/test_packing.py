@@ -166,6 +166,7 @@ def test_batches_are_as_announced(examples: dict[str, list[Example]], tokenizer:
         assert set(spec) == set(batch)
         for name, array in batch.items():
             assert (array.shape, array.dtype) == (spec[name].shape, spec[name].dtype)
+            np.testing.assert_array_equal(data.batch(5, slice(1, 3))[name], array[1:3])
         if not packed:
             assert set(np.unique(batch["input_segments"])) == {0, 1}
 
