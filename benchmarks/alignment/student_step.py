@@ -28,6 +28,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# Torch's waiting threads would keep the cores busy while the other side runs.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
 import jax
 import numpy as np
 import tyro

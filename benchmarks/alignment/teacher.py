@@ -24,11 +24,15 @@ Writes `teacher.json` and `teacher.md` beside this file.
 
 import dataclasses
 import json
+import os
 import pathlib
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+
+# Torch's waiting threads would keep the cores busy while the other side runs.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import numpy as np
 import tyro

@@ -18,11 +18,15 @@ Writes `vice.json` and `vice.md` beside this file, and the figures `vice_dimensi
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import time
 from collections.abc import Callable
 from typing import Any
+
+# Torch's waiting threads would keep the cores busy while the other side runs.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import jax
 import numpy as np

@@ -11,11 +11,15 @@ Writes `vit_forward.json` and `vit_forward.md` beside this file (`vit_forward_gp
 
 import dataclasses
 import json
+import os
 import pathlib
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+
+# Torch's waiting threads would keep the cores busy while the other side runs.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import jax
 import numpy as np
