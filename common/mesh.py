@@ -236,12 +236,17 @@ def place(batch: Any, mesh: Mesh, *, leading_axes: int = 0, count: int | None = 
       leading_axes: number of axes before the examples (1 for batches stacked over steps).
       count: examples of the whole batch; those of `batch` by default.
 
+    Returns:
+      The batch on the devices; where the only one is the CPU itself, the arrays as they are.
+
     Raises:
       ValueError: if the examples do not divide over the devices.
     """
     count = jax.tree.leaves(batch)[0].shape[leading_axes] if count is None else count
     own = local_examples(mesh, count)
     sharding = batch_sharding(mesh, leading_axes=leading_axes)
+    if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
+        return batch  # lies where it is needed; to be copied there would take longer than a step
     if jax.process_count() == 1:
         return _send(sharding)(batch)
 
@@ -249,7 +254,7 @@ def place(batch: Any, mesh: Mesh, *, leading_axes: int = 0, count: int | None = 
         first = 0 if leaf.shape[leading_axes] == count else own.start
         shape = (*leaf.shape[:leading_axes], count, *leaf.shape[leading_axes + 1 :])
 
-        def read(index: tuple[slice, ...]) -> np.ndarray:
+        def read(index: Any) -> np.ndarray:
             start, stop, _ = index[leading_axes].indices(count)
             return leaf[(*index[:leading_axes], slice(start - first, stop - first))]
 

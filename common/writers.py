@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import jax
 from etils import epath
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
 
 from common.files import AppendingFile, PathLike, explained, replace
 
@@ -100,8 +101,9 @@ class TensorBoardWriter:
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Add each scalar as a point of its own curve."""
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, float(value), step)
+        values = [Summary.Value(tag=name, simple_value=float(v)) for name, v in scalars.items()]
+        # One event for all of them; `add_scalar` writes one for each, four times as dear.
+        self._writer.file_writer.add_summary(Summary(value=values), step)
 
     def close(self) -> None:
         """Write what is buffered and close the file."""

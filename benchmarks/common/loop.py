@@ -174,7 +174,7 @@ def main(repeats: int = 5) -> None:
     """Measure, and write the results."""
     cases = {
         "tiny": case(width=16, depth=2, window=500, windows=5),
-        "20 ms": case(width=512, depth=2, window=50, windows=6),
+        "20 ms": case(width=512, depth=5, window=50, windows=6),
     }
     results = {}
     for name, experiment in cases.items():

@@ -73,7 +73,7 @@ class EpochOrder:
             piece = self._permutation(epoch)[offset : offset + count]
             pieces.append(piece)
             start, count = start + len(piece), count - len(piece)
-        return np.concatenate(pieces)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 class ArrayData(Data):
@@ -127,5 +127,7 @@ class OnePass:
 
 def stack_steps(data: Data, step: int, count: int, part: slice = WHOLE) -> Arrays:
     """Stack a part of the batches of `count` consecutive steps along a new first axis."""
+    if count == 1:  # nothing to copy
+        return {name: array[None] for name, array in data.batch(step, part).items()}
     batches = [data.batch(s, part) for s in range(step, step + count)]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}

@@ -31,14 +31,12 @@ def _prefetch(
     items: Iterable[Item], place: Callable[[Item], Placed], depth: int
 ) -> Generator[Placed]:
     done = object()
-    ready: queue.Queue[object] = queue.Queue(maxsize=depth)
+    ready: queue.SimpleQueue[object] = queue.SimpleQueue()
+    # One for each item that may be made now; two simple queues are faster than a bounded one.
+    room: queue.SimpleQueue[None] = queue.SimpleQueue()
+    for _ in range(depth):
+        room.put(None)
     closed = threading.Event()
-
-    def put(value: object) -> None:
-        while not closed.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(value, timeout=0.1)
-                return
 
     # Whether JAX computes in double precision is a setting of each thread.
     double = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
@@ -47,12 +45,13 @@ def _prefetch(
         try:
             with jax.enable_x64(double):
                 for item in items:
-                    put(place(item))
+                    ready.put(place(item))
+                    room.get()
                     if closed.is_set():
                         return
-            put(done)
+            ready.put(done)
         except BaseException as error:
-            put(error)
+            ready.put(error)
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
@@ -60,7 +59,9 @@ def _prefetch(
         while (value := ready.get()) is not done:
             if isinstance(value, BaseException):
                 raise value
+            room.put(None)
             yield value  # type: ignore[misc]
     finally:
         closed.set()
+        room.put(None)
         thread.join()
