@@ -91,7 +91,7 @@ class Arguments:
     """Blocks."""
     start_epochs: float = 10.0
     """Passes over the training images for the start; the longest part of all on a CPU."""
-    student_steps: int = 1500
+    student_steps: int = 800
     """Steps of each student."""
     student_rate: float = 3e-4
     """Peak of the students' learning rate."""
