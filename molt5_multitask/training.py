@@ -135,18 +135,25 @@ class MultitaskT5(Task):
         return _TrainingData(self, batch_size=batch_size, seed=seed)
 
     def mixed_data(self, *, batch_size: int, seed: int) -> MixedData:
-        """Encode and mix the training examples."""
-        return MixedData(
-            self.examples.train,
-            self.tokenizer,
-            batch_size=batch_size,
-            seed=seed,
-            input_length=self.input_length,
-            target_length=self.target_length,
-            packed=self.packed,
-            mixing=self.mixing,
-            augment=self.augment,
-        )
+        """Encode and mix the training examples, once for every batch size and seed."""
+        key = batch_size, seed
+        if key not in self._mixed:
+            self._mixed[key] = MixedData(
+                self.examples.train,
+                self.tokenizer,
+                batch_size=batch_size,
+                seed=seed,
+                input_length=self.input_length,
+                target_length=self.target_length,
+                packed=self.packed,
+                mixing=self.mixing,
+                augment=self.augment,
+            )
+        return self._mixed[key]
+
+    @functools.cached_property
+    def _mixed(self) -> dict[tuple[int, int], MixedData]:
+        return {}
 
     def evaluators(self) -> Sequence[Evaluator]:
         """Return the validation loss, and the scores of what the model writes, of each task."""
@@ -170,12 +177,9 @@ class _TrainingData(Data):
     def __init__(self, task: MultitaskT5, *, batch_size: int, seed: int) -> None:
         self._task, self._batch_size, self._seed = task, batch_size, seed
 
-    @functools.cached_property
-    def _mixed(self) -> MixedData:
-        return self._task.mixed_data(batch_size=self._batch_size, seed=self._seed)
-
     def batch(self, step: int, part: slice = WHOLE) -> Arrays:
-        return self._mixed.batch(step, part)
+        mixed = self._task.mixed_data(batch_size=self._batch_size, seed=self._seed)
+        return mixed.batch(step, part)
 
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         lengths = {"input": self._task.input_length, "target": self._task.target_length}
