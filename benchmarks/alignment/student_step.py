@@ -8,7 +8,7 @@ temperature 100, and moves all parameters by Adam with decay towards their start
 step of the trainer (`common.step`: gradient norm, skipping of non-finite steps, metrics); the peer
 is the model of transformers, eager, with torch's fused Adam and the decay by `_foreach_lerp_`. Both
 start from the same weights, see the same pixels and labels, use all cores, and take steps in
-turn in one process; their losses after these steps are compared.
+turn, each in a process of its own; their losses after these steps are compared.
 
 How much a faster program around the matrix products could still gain is told by the products alone,
 each in the library's own speed, measured in the same run.
@@ -20,6 +20,7 @@ Writes `student_step.json` and `student_step.md` beside this file.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -40,7 +41,7 @@ from alignment.student import Student
 from alignment.triplets.batches import TripletImages
 from alignment.vit.config import ViTConfig, preset
 from alignment.vit.pretrained import save_pretrained
-from benchmarks.timing import in_turn
+from benchmarks.timing import Apart, in_turn
 from common import Data, Experiment, OptimConfig
 from common.data.arrays import WHOLE, Arrays
 from common.report import provenance, table
@@ -91,7 +92,7 @@ class _OneBatch(Data):
         self._batch = batch
 
     def batch(self, step: int, part: slice = WHOLE) -> Arrays:  # noqa: ARG002
-        return self._batch
+        return {name: array[part] for name, array in self._batch.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -262,10 +263,10 @@ def measure(arguments: Arguments) -> dict[str, Any]:
     found["flops"] = model.flops(images=images)
     found["images"] = images
     if arguments.torch:
-        peer = Torch(model, ours.start, batch)
+        peer = Apart(functools.partial(Torch, model, ours.start, batch))
         found["steps"] = in_turn({"ours": ours, "torch": peer}, repeats=arguments.repeats)
         print({s: t["median wall"] for s, t in found["steps"].items()}, flush=True)
-        del peer
+        peer.close()
         found["products"] = products_alone(model, images, repeats=arguments.repeats)
         print("products", found["products"], flush=True)
     del ours

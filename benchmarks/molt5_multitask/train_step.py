@@ -5,8 +5,8 @@
 A step takes 8 rows of 128 + 128 tokens in float32 and updates all parameters by AdamW. Ours is the
 whole step of the trainer (`common.step`: gradient norm, skipping of non-finite steps, metrics);
 the peer is `T5ForConditionalGeneration`, eager, with torch's fused AdamW. Both start from the same
-weights, see the same batch, use all cores, and take steps in turn in one process; their losses
-after these steps are compared. Tokens are those of encoder and decoder.
+weights, see the same batch, use all cores, and take steps in turn, each in a process of its own;
+their losses after these steps are compared. Tokens are those of encoder and decoder.
 
 How much a faster program around the matrix products could still gain is told by the products alone:
 all of a step's, forward and backward, in the libraries' own speed, measured in the same run.
@@ -19,6 +19,7 @@ Writes `train_step.json` and `train_step.md` beside this file.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -37,7 +38,7 @@ import numpy as np
 import tyro
 from jax import Array
 
-from benchmarks.timing import in_turn
+from benchmarks.timing import Apart, in_turn
 from common import ArrayData, Data, Experiment, OptimConfig, StepConfig, Task
 from common.metrics import Metrics
 from common.report import provenance, table
@@ -237,15 +238,16 @@ def measure(repeats: int) -> dict[str, Any]:
     found: dict[str, Any] = {"steps": {}, "options": {}}
     for dropout in (0.0, 0.1):
         ours = Ours(dropout=dropout)
-        peer = Torch(dropout=dropout, start=(ours.config, ours.start))
+        start = ours.config, ours.start
+        peer = Apart(functools.partial(Torch, dropout=dropout, start=start))
         times = in_turn({"ours": ours, "torch": peer}, repeats=repeats)
         found["steps"][str(dropout)] = times
+        peer.close()
         print("dropout", dropout, {s: times[s]["median wall"] for s in times}, flush=True)
     found["products"] = products_alone(ours.config, repeats=repeats)
     print("products", found["products"], flush=True)
     found["default memory"] = ours.memory()
     found["flops"] = ours.config.flops(batch=ROWS, inputs=LENGTH, targets=LENGTH)
-    del peer
     for name, changes in OPTIONS.items():
         other = Ours(dropout=0.1, **changes)
         times = in_turn({"default": ours, "option": other}, repeats=max(2, repeats // 2))
