@@ -90,8 +90,7 @@ def measure_results(arguments: Arguments) -> dict[str, Any]:
     run = settings(arguments, things)
     best = command.run(run)
     for name in ("dimensions", "convergence"):
-        for ending in (".png", ".svg"):
-            shutil.copy(arguments.out / f"{name}{ending}", OUTPUT.with_name(f"vice_{name}{ending}"))
+        shutil.copy(arguments.out / f"{name}.png", OUTPUT.with_name(f"vice_{name}.png"))
     held_out = command.experiment(run).task.split[1]
 
     def scores(embedding: np.ndarray) -> dict[str, float]:
