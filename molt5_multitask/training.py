@@ -32,6 +32,8 @@ class MultitaskT5(Task):
     """Architecture."""
     corpus: SyntheticCorpus | FileCorpus
     """Where the examples come from."""
+    tasks: tuple[str, ...] | None = None
+    """Names of the tasks to train and evaluate; None takes all that the corpus has."""
     vocabulary: str | None = None
     """Folder of a T5 vocabulary, or its name on the hub; None takes the synthetic corpus's own."""
     start_from: str | None = None
@@ -69,9 +71,26 @@ class MultitaskT5(Task):
             )
 
     @functools.cached_property
-    def examples(self) -> Corpus:
-        """The training and held-out examples."""
+    def _corpus(self) -> Corpus:
+        """The examples of all tasks, on which the vocabulary is trained."""
         return self.corpus.make()
+
+    @functools.cached_property
+    def examples(self) -> Corpus:
+        """The training and held-out examples.
+
+        Raises:
+          ValueError: if the corpus has no examples of a task that is named.
+        """
+        if self.tasks is None:
+            return self._corpus
+        known = [name for name, rows in self._corpus.train.items() if rows]
+        if unknown := [name for name in self.tasks if name not in known]:
+            raise ValueError(
+                f"task.tasks: the corpus has no examples of {', '.join(unknown)}, only of "
+                + ", ".join(known)
+            )
+        return Corpus(*({name: side.get(name, []) for name in self.tasks} for side in self._corpus))
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -83,7 +102,7 @@ class MultitaskT5(Task):
         if self.vocabulary is not None:
             tokenizer = Tokenizer.load(self.vocabulary)
         elif isinstance(self.corpus, SyntheticCorpus):
-            tokenizer = self.corpus.tokenizer(self.examples)
+            tokenizer = self.corpus.tokenizer(self._corpus)
         else:
             raise ValueError(
                 "task.vocabulary is not given: name the folder or the model on the hub whose T5 "

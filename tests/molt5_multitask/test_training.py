@@ -133,6 +133,18 @@ def test_what_cannot_work_is_refused(task, changes, message):
         dataclasses.replace(task, **changes).mixed_data(batch_size=4, seed=0)
 
 
+def test_some_of_the_tasks_keep_the_vocabulary_of_all(task):
+    one = dataclasses.replace(task, tasks=("forward",))
+    assert one.examples.train == {"forward": task.examples.train["forward"]}
+    assert one.examples.held_out == {"forward": task.examples.held_out["forward"]}
+    assert one.mixed_data(batch_size=8, seed=0).mixture.shares == {"forward": 1.0}
+    text = task.examples.train["molecule_to_text"][0].target
+    ids = [t.tokenizer.encode_many([text], 128)[0].tolist() for t in (one, task)]
+    assert ids[0] == ids[1]
+    with pytest.raises(ValueError, match=r"no examples of docking, only of forward, retro"):
+        dataclasses.replace(task, tasks=("forward", "docking")).examples  # noqa: B018
+
+
 def test_files_need_a_vocabulary_and_keep_no_row_that_is_held_out(tmp_path, caplog):
     def reader(name, *molecules):
         lines = [
