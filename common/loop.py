@@ -46,8 +46,9 @@ class Result:
         return self.state.eval_params
 
 
-def _batches(setup: Setup, count: int, start: int, passed_over: int) -> Iterator[Arrays]:
-    per_call, own = setup.experiment.step.per_call, local_examples(setup.mesh, count)
+def _batches(setup: Setup, start: int, passed_over: int) -> Iterator[Arrays]:
+    per_call = setup.experiment.step.per_call
+    own = local_examples(setup.mesh, setup.examples)
     for step in range(start, setup.experiment.steps, per_call):
         yield stack_steps(setup.data, step + passed_over, per_call, own)
 
@@ -137,11 +138,10 @@ def _train(experiment: Experiment[Any], description: str, fault: faults.RollBack
                     checkpoints.save(step, state)
                 goodput.write(step, ledger.seconds())
 
-        count = next(iter(setup.data.spec().values())).shape[0]
         batches = stack.enter_context(
             prefetch(
-                _batches(setup, count, start, int(state.passed_over)),
-                lambda batch: place(batch, mesh, leading_axes=1, count=count),
+                _batches(setup, start, int(state.passed_over)),
+                lambda batch: place(batch, mesh, leading_axes=1, count=setup.examples),
             )
         )
         watchdog = stack.enter_context(Watchdog(experiment.hang_timeout))

@@ -138,12 +138,13 @@ def like_parameters(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
-    """Refuse a batch that does not split evenly over microbatches and devices."""
+def check_batch(count: int, accumulate: int, mesh: Mesh) -> None:
+    """Refuse a batch whose examples do not split evenly over microbatches and devices."""
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if batch_size % (shards * accumulate):
+    if count % (shards * accumulate):
+        parts = f"{accumulate} microbatches over " if accumulate > 1 else ""
         raise ValueError(
-            f"batch_size {batch_size} does not divide into {accumulate} microbatch(es) over "
+            f"a batch of {count} examples (or groups of them) does not divide into {parts}"
             f"data*fsdp={shards} devices; make it a multiple of {shards * accumulate}"
         )
 
@@ -215,12 +216,7 @@ def local_examples(mesh: Mesh, count: int) -> slice:
     Raises:
       ValueError: if they do not divide over the devices.
     """
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if count % shards:
-        raise ValueError(
-            f"a batch of {count} examples does not divide over data*fsdp={shards} devices; make it "
-            f"a multiple of {shards}"
-        )
+    check_batch(count, 1, mesh)
     indices = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
     bounds = [index[0].indices(count) for index in indices if index is not None]
     return slice(min(start for start, *_ in bounds), max(stop for _, stop, _ in bounds))

@@ -26,6 +26,8 @@ class Setup:
     """The device mesh."""
     data: Data
     """The training data."""
+    examples: int
+    """Length of the first axis of a batch: where examples come in groups, their number."""
     abstract_state: TrainState
     """Shapes and shardings of the training state."""
     init_state: Callable[[], TrainState]
@@ -46,17 +48,19 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
         compute is spent.
     """
     mesh = make_mesh(experiment.mesh, devices)
-    check_batch(experiment.batch_size, experiment.step.accumulate, mesh)
     task = experiment.task
     for evaluator in task.evaluators():
         _check_cadence(evaluator, experiment.step.per_call)
     params = jax.eval_shape(task.init, jax.random.key(experiment.seed))
     optimizer = make_optimizer(experiment.optim, params, steps=experiment.steps)
     data = task.data(batch_size=experiment.batch_size, seed=experiment.seed)
+    spec = data.spec()
+    examples = next(iter(spec.values())).shape[0]
+    check_batch(examples, experiment.step.accumulate, mesh)
     init = make_init(
         task,
         optimizer,
-        abstract_metrics(task, experiment.step, params, data.spec()),
+        abstract_metrics(task, experiment.step, params, spec),
         seed=experiment.seed,
         keep_ema=experiment.step.ema_decay is not None,
     )
@@ -75,6 +79,7 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
         experiment=experiment,
         mesh=mesh,
         data=data,
+        examples=examples,
         abstract_state=abstract_state,
         init_state=init_state,
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, shardings.window)),

@@ -75,7 +75,7 @@ def test_a_layout_that_does_not_fit_is_refused(rules, message):
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match=r"batch_size 12 does not divide .* multiple of 8"):
+    with pytest.raises(ValueError, match=r"batch of 12 examples .* does not divide .* multiple of 8"):
         prepare(experiment(batch_size=12))
 
 
