@@ -15,7 +15,7 @@ from alignment.images.preprocess import Preprocessing, named
 from alignment.vit.config import ViTConfig
 from alignment.vit.model import bind, init
 from common import ArrayData, Data, Evaluator, Mean, MetricsEvaluator, OnePass, Task
-from common.data.arrays import WHOLE, Arrays
+from common.data.arrays import WHOLE, Arrays, Part
 from common.metrics import Metrics
 from common.rng import Rngs
 from common.task import Batch, Params, ShardingRules
@@ -130,7 +130,7 @@ class _ImagesInMemory(Data):
         arrays = self._task.read(self._task.images)
         return ArrayData(arrays, batch_size=self._batch_size, seed=self._seed)
 
-    def batch(self, step: int, part: slice = WHOLE) -> Arrays:
+    def batch(self, step: int, part: Part = WHOLE) -> Arrays:
         return self._rows.batch(step, part)
 
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -22,6 +22,7 @@ from alignment import export
 from alignment.evaluation.results import number
 from alignment.stages import Pipeline, in_folder, run_stage
 from common import cli
+from common.files import is_remote
 from common.report import table
 
 
@@ -41,6 +42,11 @@ def run(config: Pipeline) -> dict[str, float]:
             "alignment.train, which divide their work, and the others on one"
         )
     assert config.workdir is not None
+    if is_remote(config.workdir):
+        raise ValueError(
+            f"the pipeline writes its files to a disk, not to {config.workdir}; alignment.train by "
+            "itself may keep its run in a bucket"
+        )
     workdir = pathlib.Path(config.workdir)
     stages = list(config.stages())
     times = {}

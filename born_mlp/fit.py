@@ -25,7 +25,7 @@ from born_mlp.samples import Samples, SampleSource, ScatteringSamples, contract
 from common import Data, Evaluator, Mean, OptimConfig, ParamGroup, Task
 from common.choices import check_choice
 from common.data import EpochOrder
-from common.data.arrays import WHOLE
+from common.data.arrays import WHOLE, Part
 from common.distributed import to_host
 from common.metrics import Metrics
 from common.rng import Rngs
@@ -128,7 +128,7 @@ class ResidualData(Data):
         rows = len(self._arrays["x"])
         return EpochOrder(rows // 2 if self._task.source.paired else rows, seed=self._seed)
 
-    def batch(self, step: int, part: slice = WHOLE) -> Mapping[str, np.ndarray]:
+    def batch(self, step: int, part: Part = WHOLE) -> Mapping[str, np.ndarray]:
         """Return rows: x `(b, d)`, y and weight `(b, members)`."""
         if self._task.source.paired:
             half = self._batch_size // 2

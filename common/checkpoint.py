@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import pathlib
 import textwrap
 from typing import Any, Literal, Self, get_args
 
@@ -16,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from common import distributed
 from common.choices import check_choice
 from common.config import diff
-from common.files import absolute
+from common.files import PathLike, absolute
 from common.tree import named_leaves
 
 logger = logging.getLogger(__name__)
@@ -80,7 +79,7 @@ class Checkpoints:
     goes on. Use it as a context manager; leaving it waits for the last write.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, config: CheckpointConfig) -> None:
+    def __init__(self, workdir: PathLike, config: CheckpointConfig) -> None:
         self._config = config
         self._workdir = absolute(workdir)
         self._folder = self._workdir / "checkpoints"

@@ -50,11 +50,12 @@ def local_folder(path: PathLike) -> Iterator[pathlib.Path]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         yield folder
-        for file in sorted(folder.rglob("*")):
-            if file.is_file():
-                target = epath.Path(path) / file.relative_to(folder).as_posix()
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(file.read_bytes())
+        with explained(path):
+            for file in sorted(folder.rglob("*")):
+                if file.is_file():
+                    target = epath.Path(path) / file.relative_to(folder).as_posix()
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(file.read_bytes())
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from common.tree import match_rules, named_leaves
 
@@ -138,14 +139,24 @@ def like_parameters(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def check_batch(count: int, accumulate: int, mesh: Mesh) -> None:
-    """Refuse a batch whose examples do not split evenly over microbatches and devices."""
+def check_batch(batch_size: int, examples: int, accumulate: int, mesh: Mesh) -> None:
+    """Refuse a batch that does not split evenly over microbatches and devices.
+
+    Args:
+      batch_size: what the config says.
+      examples: length of the first axis of a batch: fewer, where examples come in groups.
+      accumulate: number of microbatches.
+      mesh: the mesh.
+    """
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if count % (shards * accumulate):
-        parts = f"{accumulate} microbatches over " if accumulate > 1 else ""
+    if examples % (shards * accumulate):
+        groups = "" if examples == batch_size else f", in {examples} groups,"
+        # Where groups are no whole number of examples, what they add up to is not ours to say.
+        size = batch_size / examples if batch_size % examples == 0 else 1
+        multiple = int(size * shards * accumulate)
         raise ValueError(
-            f"a batch of {count} examples (or groups of them) does not divide into {parts}"
-            f"data*fsdp={shards} devices; make it a multiple of {shards * accumulate}"
+            f"batch_size {batch_size}{groups} does not divide into {accumulate} microbatch(es) "
+            f"over data*fsdp={shards} devices; make it a multiple of {multiple}"
         )
 
 
@@ -204,10 +215,8 @@ def _send(sharding: NamedSharding) -> Callable[[Any], Any]:
 
 
 @functools.cache
-def local_examples(mesh: Mesh, count: int) -> slice:
-    """Return the examples of a batch, from the first to the last, that this process's devices take.
-
-    Where the mesh interleaves processes, others lie between.
+def local_examples(mesh: Mesh, count: int) -> Int[np.ndarray, "own"]:
+    """Return the numbers of the examples of a batch that this process's devices take, in order.
 
     Args:
       mesh: the mesh.
@@ -216,10 +225,16 @@ def local_examples(mesh: Mesh, count: int) -> slice:
     Raises:
       ValueError: if they do not divide over the devices.
     """
-    check_batch(count, 1, mesh)
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if count % shards:
+        raise ValueError(
+            f"a batch of {count} examples does not divide over data*fsdp={shards} devices; make it "
+            f"a multiple of {shards}"
+        )
     indices = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
-    bounds = [index[0].indices(count) for index in indices if index is not None]
-    return slice(min(start for start, *_ in bounds), max(stop for _, stop, _ in bounds))
+    found = np.unique([np.arange(count)[index] for index in indices if index is not None])
+    found.setflags(write=False)
+    return found
 
 
 def place(batch: Any, mesh: Mesh, *, leading_axes: int = 0, count: int | None = None) -> Any:
@@ -236,23 +251,29 @@ def place(batch: Any, mesh: Mesh, *, leading_axes: int = 0, count: int | None = 
       The batch on the devices; where the only one is the CPU itself, the arrays as they are.
 
     Raises:
-      ValueError: if the examples do not divide over the devices.
+      ValueError: if the examples do not divide over the devices, or an array has another number of
+        them.
     """
     count = jax.tree.leaves(batch)[0].shape[leading_axes] if count is None else count
     own = local_examples(mesh, count)
-    sharding = batch_sharding(mesh, leading_axes=leading_axes)
+    lengths = {leaf.shape[leading_axes] for leaf in jax.tree.leaves(batch)}
+    if not lengths <= {count, len(own)}:
+        found = {name: leaf.shape[leading_axes] for name, leaf in named_leaves(batch)}
+        raise ValueError(f"the arrays of a batch must have {count} examples each, not {found}")
     if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu":
         return batch  # lies where it is needed; to be copied there would take longer than a step
+    sharding = batch_sharding(mesh, leading_axes=leading_axes)
     if jax.process_count() == 1:
         return _send(sharding)(batch)
 
     def place_leaf(leaf: np.ndarray) -> jax.Array:
-        first = 0 if leaf.shape[leading_axes] == count else own.start
+        whole = leaf.shape[leading_axes] == count
         shape = (*leaf.shape[:leading_axes], count, *leaf.shape[leading_axes + 1 :])
 
         def read(index: Any) -> np.ndarray:
             start, stop, _ = index[leading_axes].indices(count)
-            return leaf[(*index[:leading_axes], slice(start - first, stop - first))]
+            first = start if whole else int(np.searchsorted(own, start))
+            return leaf[(*index[:leading_axes], slice(first, first + stop - start))]
 
         return jax.make_array_from_callback(shape, sharding, read)
 

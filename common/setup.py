@@ -55,8 +55,11 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
     optimizer = make_optimizer(experiment.optim, params, steps=experiment.steps)
     data = task.data(batch_size=experiment.batch_size, seed=experiment.seed)
     spec = data.spec()
-    examples = next(iter(spec.values())).shape[0]
-    check_batch(examples, experiment.step.accumulate, mesh)
+    lengths = {name: leaf.shape[0] for name, leaf in spec.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"the arrays of a batch hold different numbers of examples: {lengths}")
+    examples = next(iter(lengths.values()))
+    check_batch(experiment.batch_size, examples, experiment.step.accumulate, mesh)
     init = make_init(
         task,
         optimizer,

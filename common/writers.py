@@ -20,6 +20,7 @@ import jax
 from etils import epath
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import scalar
 
 from common.files import AppendingFile, PathLike, explained, replace
 
@@ -101,8 +102,8 @@ class TensorBoardWriter:
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Add each scalar as a point of its own curve."""
-        values = [Summary.Value(tag=name, simple_value=float(v)) for name, v in scalars.items()]
         # One event for all of them; `add_scalar` writes one for each, four times as dear.
+        values = [value for name, x in scalars.items() for value in scalar(name, float(x)).value]
         self._writer.file_writer.add_summary(Summary(value=values), step)
 
     def close(self) -> None:

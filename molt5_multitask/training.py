@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from common import Data, Evaluator, Mean, Task
-from common.data.arrays import WHOLE, Arrays
+from common.data.arrays import WHOLE, Arrays, Part
 from common.metrics import Metrics
 from common.rng import Rngs
 from common.task import Batch, Params, ShardingRules
@@ -84,6 +84,10 @@ class MultitaskT5(Task):
         """
         if self.tasks is None:
             return self._corpus
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(
+                f"task.tasks must name one task or several different ones; {self.tasks}"
+            )
         known = [name for name, rows in self._corpus.train.items() if rows]
         if unknown := [name for name in self.tasks if name not in known]:
             raise ValueError(
@@ -196,7 +200,7 @@ class _TrainingData(Data):
     def __init__(self, task: MultitaskT5, *, batch_size: int, seed: int) -> None:
         self._task, self._batch_size, self._seed = task, batch_size, seed
 
-    def batch(self, step: int, part: slice = WHOLE) -> Arrays:
+    def batch(self, step: int, part: Part = WHOLE) -> Arrays:
         mixed = self._task.mixed_data(batch_size=self._batch_size, seed=self._seed)
         return mixed.batch(step, part)
 

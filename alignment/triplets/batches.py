@@ -19,7 +19,7 @@ from alignment.images.sources import ImageSource, open_images
 from alignment.triplets.files import LabelledTriplets, Labels, triplet_path
 from common import Data
 from common.data import EpochOrder
-from common.data.arrays import WHOLE, Arrays
+from common.data.arrays import WHOLE, Arrays, Part
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ class TripletBatches(Data):
         """Number of whole batches in the file."""
         return len(self) // self._groups
 
-    def batch(self, step: int, part: slice = WHOLE) -> Arrays:
+    def batch(self, step: int, part: Part = WHOLE) -> Arrays:
         """Return groups of the batch of a step; only their images are read."""
         start = step * self._groups
         groups = np.arange(start, start + self._groups)

@@ -43,7 +43,7 @@ from alignment.vit.config import ViTConfig, preset
 from alignment.vit.pretrained import save_pretrained
 from benchmarks.timing import Apart, in_turn
 from common import Data, Experiment, OptimConfig
-from common.data.arrays import WHOLE, Arrays
+from common.data.arrays import WHOLE, Arrays, Part
 from common.report import provenance, table
 from common.setup import prepare
 
@@ -91,7 +91,7 @@ class _OneBatch(Data):
     def __init__(self, batch: Arrays) -> None:
         self._batch = batch
 
-    def batch(self, step: int, part: slice = WHOLE) -> Arrays:  # noqa: ARG002
+    def batch(self, step: int, part: Part = WHOLE) -> Arrays:  # noqa: ARG002
         return {name: array[part] for name, array in self._batch.items()}
 
 

@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 
 from common import Experiment, train
 from common.distributed import to_host
+from common.files import replace
 from common.perf import enable_compile_cache
 from common.report import provenance, table
 from configs.molt5_multitask import quickstart
@@ -62,7 +63,8 @@ class Arguments:
 
 def run(arguments: Arguments, name: str, seed: int, steps: int, **changes: Any) -> Scores:
     """Train and score a model, or read what was found before."""
-    workdir = arguments.workdir / f"{name}, seed {seed}".replace(" ", "_").replace(",", "")
+    folder = f"{name}, {steps} steps, seed {seed}".replace(" ", "_").replace(",", "")
+    workdir = arguments.workdir / folder
     found = workdir / "scores.json"
     if not found.is_file():
         base = quickstart.config()
@@ -83,7 +85,7 @@ def run(arguments: Arguments, name: str, seed: int, steps: int, **changes: Any) 
             }
             for task, row in scores.items()
         }
-        found.write_text(json.dumps(kept, indent=1) + "\n")
+        replace(found, (json.dumps(kept, indent=1) + "\n").encode())
         print(name, seed, kept, flush=True)
     return json.loads(found.read_text())
 

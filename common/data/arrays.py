@@ -13,6 +13,8 @@ import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
 
+Part = slice | np.ndarray
+"""Which examples of a batch: a slice, or their numbers in increasing order."""
 WHOLE = slice(None)
 """All examples of a batch."""
 
@@ -21,8 +23,10 @@ class Data(abc.ABC):
     """Training data: global batches addressed by the step."""
 
     @abc.abstractmethod
-    def batch(self, step: int, part: slice = WHOLE) -> Arrays:
+    def batch(self, step: int, part: Part = WHOLE) -> Arrays:
         """Return a part of the batch of a step, the same at every call.
+
+        The arrays are used while the next ones are made: they must not be changed afterwards.
 
         Args:
           step: the step.
@@ -63,7 +67,9 @@ class EpochOrder:
         self._permutation = functools.lru_cache(maxsize=2)(self._permute)
 
     def _permute(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self._seed, epoch)).permutation(self._count)
+        permutation = np.random.default_rng((self._seed, epoch)).permutation(self._count)
+        permutation.setflags(write=False)  # parts of it are handed out
+        return permutation
 
     def rows(self, start: int, count: int) -> np.ndarray:
         """Return the row numbers at positions `start` to `start + count` of the order."""
@@ -88,7 +94,7 @@ class ArrayData(Data):
         self._order = EpochOrder(_checked_rows(self._arrays), seed=seed)
         self._batch_size = batch_size
 
-    def batch(self, step: int, part: slice = WHOLE) -> Arrays:
+    def batch(self, step: int, part: Part = WHOLE) -> Arrays:
         """Return the rows of each array."""
         rows = self.rows(step)[part]
         # `take` gathers rows several times faster than indexing does.
@@ -125,7 +131,7 @@ class OnePass:
         return {**batch, "weight": real.astype(np.float32)}
 
 
-def stack_steps(data: Data, step: int, count: int, part: slice = WHOLE) -> Arrays:
+def stack_steps(data: Data, step: int, count: int, part: Part = WHOLE) -> Arrays:
     """Stack a part of the batches of `count` consecutive steps along a new first axis."""
     if count == 1:  # nothing to copy
         return {name: array[None] for name, array in data.batch(step, part).items()}

@@ -44,11 +44,14 @@ def _prefetch(
     def work() -> None:
         try:
             with jax.enable_x64(double):
-                for item in items:
-                    ready.put(place(item))
+                rest = iter(items)
+                while True:
                     room.get()
                     if closed.is_set():
                         return
+                    if (item := next(rest, done)) is done:
+                        break
+                    ready.put(place(item))  # type: ignore[arg-type]
             ready.put(done)
         except BaseException as error:
             ready.put(error)

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.choices import check_choice
 from common.data import Data
-from common.data.arrays import WHOLE, Arrays
+from common.data.arrays import WHOLE, Arrays, Part
 from common.report import table
 from molt5_multitask.data.augment import randomise
 from molt5_multitask.data.mixing import Mixing, Mixture
@@ -146,7 +146,7 @@ class MixedData(Data):
             for name in (f"{side}s", f"{side}_segments")
         }
 
-    def batch(self, step: int, part: slice = WHOLE) -> Arrays:
+    def batch(self, step: int, part: Part = WHOLE) -> Arrays:
         """Return `inputs`, `targets` (rows, length) and their `_segments`."""
         window, place = divmod(step, self._window_rows // self._batch_size)
         rows = slice(place * self._batch_size, (place + 1) * self._batch_size)

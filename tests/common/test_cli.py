@@ -106,7 +106,7 @@ def test_sweep_runs_the_grid_and_tabulates(path, capsys):
         (["--optim.lerning_rate", "1"], "learning-rate"),
         (["--optim.name", "adan"], "'adam'"),
         (["--mesh.data", "3"], "needs 3 devices, and there are 8"),
-        (["--batch_size", "12"], "batch of 12 examples"),
+        (["--batch_size", "12"], "batch_size 12 does not divide"),
     ],
 )
 def test_mistakes_end_with_one_clear_error(path, args, message, capsys):

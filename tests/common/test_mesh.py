@@ -75,7 +75,7 @@ def test_a_layout_that_does_not_fit_is_refused(rules, message):
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match=r"batch of 12 examples .* does not divide .* multiple of 8"):
+    with pytest.raises(ValueError, match=r"batch_size 12 does not divide .* multiple of 8"):
         prepare(experiment(batch_size=12))
 
 
@@ -96,3 +96,5 @@ def test_examples_are_split_over_data_and_fsdp():
     assert {s.data.shape for s in placed.addressable_shards} == {(3, 2)}
     with pytest.raises(ValueError, match=r"6 examples .* data\*fsdp=4 devices"):
         place({"x": jnp.zeros((3, 6))}, mesh, leading_axes=1)
+    with pytest.raises(ValueError, match=r"must have 8 examples each, not .*'y': 4"):
+        place({"x": jnp.zeros((3, 8)), "y": jnp.zeros((3, 4))}, mesh, leading_axes=1)

@@ -26,6 +26,39 @@ def test_processes_train_as_one_does(processes, alone, pair, tmp_path):
     assert len(list((folder / "tensorboard").iterdir())) == 1
 
 
+INTERLEAVED = """
+import jax
+import numpy as np
+
+from common import MeshConfig, distributed
+from common.loop import _batches
+from common.mesh import local_examples, make_mesh, place
+from common.setup import prepare
+from tests.common.toy import experiment
+
+with distributed.joined():
+    by_process = [[d for d in jax.devices() if d.process_index == p] for p in (0, 1)]
+    devices = [device for pair in zip(*by_process) for device in pair]
+    mesh = make_mesh(MeshConfig(), devices)
+    own = local_examples(mesh, 16)
+    assert len(own) == 8 and max(np.diff(own)) == 3, own
+    whole = np.arange(32).reshape(16, 2)
+    for given in (whole[own], whole):
+        placed = place({"x": given}, mesh, count=16)["x"]
+        assert placed.shape == (16, 2)
+        for shard in placed.addressable_shards:
+            np.testing.assert_array_equal(shard.data, whole[shard.index])
+    setup = prepare(experiment(), devices)
+    step = next(_batches(setup, 3, 0))["x"]
+    np.testing.assert_array_equal(step[0], setup.data.batch(3)["x"][own])
+    print("each its own")
+"""
+
+
+def test_processes_make_their_own_examples_where_the_mesh_mixes_them(tmp_path):
+    launch.succeed(["-c", INTERLEAVED], tmp_path)
+
+
 @pytest.fixture(scope="module")
 def half_done(tmp_path_factory):
     """Two processes with four devices each that died between the steps 18 and 20."""
