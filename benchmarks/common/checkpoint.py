@@ -28,6 +28,7 @@ import tyro
 
 from common import CheckpointConfig, report
 from common.checkpoint import Checkpoints
+from common.state import Fault, TrainState
 
 PAUSE = 4.0
 """Seconds between saves, longer than one takes to be written."""
@@ -53,7 +54,7 @@ print(middle - begin, time.perf_counter() - middle)
 """
 
 
-def make_state(megabytes: int) -> dict[str, Any]:
+def make_state(megabytes: int) -> TrainState:
     """Return parameters with two moments of Adam, as 12 layers, and a step counter."""
     width = round((megabytes * 1e6 / 4 / 3 / 12) ** 0.5)
     draw = jax.jit(lambda key: jax.random.normal(key, (width, width), jnp.float32))
@@ -61,7 +62,16 @@ def make_state(megabytes: int) -> dict[str, Any]:
     layers = {
         part: {str(l): draw(next(keys)) for l in range(12)} for part in ("params", "mu", "nu")
     }
-    return {"step": jnp.zeros((), jnp.int32), **layers}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=layers["params"],
+        opt_state={name: layers[name] for name in ("mu", "nu")},
+        ema=None,
+        rng=jax.random.key_data(jax.random.key(0)),
+        window={},
+        fault=Fault.none(layers["params"]),
+        passed_over=jnp.zeros((), jnp.int32),
+    )
 
 
 def clock(run: Callable[[], Any]) -> float:
@@ -71,10 +81,12 @@ def clock(run: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def saving(state: dict[str, Any], folder: pathlib.Path, repeats: int) -> dict[str, list[float]]:
+def saving(state: TrainState, folder: pathlib.Path, repeats: int) -> dict[str, list[float]]:
     """Clock what saves keep the loop, each long after the one before; and the peer."""
     blocked, peer = [], []
-    touch = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    touch = jax.jit(
+        lambda s: jax.tree.map(lambda x: x + jnp.ones((), x.dtype), s), donate_argnums=0
+    )
     with Checkpoints(folder, CheckpointConfig()) as checkpoints:
         for step in range(repeats + 1):
             state = jax.block_until_ready(touch(state))
@@ -88,7 +100,7 @@ def saving(state: dict[str, Any], folder: pathlib.Path, repeats: int) -> dict[st
     return {"blocked": blocked[1:], "numpy.savez": peer[1:]}
 
 
-def resuming(state: dict[str, Any], folder: pathlib.Path, repeats: int) -> list[float]:
+def resuming(state: TrainState, folder: pathlib.Path, repeats: int) -> list[float]:
     """Clock opening the folder and reading the newest state."""
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
