@@ -10,8 +10,10 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from common import (
     CheckpointConfig,
@@ -23,8 +25,9 @@ from common import (
     Task,
     train,
 )
-from common.checkpoint import Checkpoints
+from common.checkpoint import Checkpoints, checksums
 from common.data.arrays import WHOLE
+from common.mesh import make_mesh
 from common.state import TrainState
 from tests.common.toy import Toy, experiment
 
@@ -163,6 +166,27 @@ def test_a_torn_newest_checkpoint_is_passed_over(tear, tmp_path, caplog):
     caplog.clear()
     train(experiment(workdir=str(tmp_path)))
     assert "passed over" not in caplog.text
+
+
+def test_checksums_are_alike_on_one_device_and_on_several():
+    rng = np.random.default_rng(0)
+    state = {
+        "scalar": np.int32(-3),
+        "odd": rng.normal(size=(8, 13)).astype(np.float32),
+        "half": rng.normal(size=37).astype(jnp.bfloat16),
+        "flags": rng.random(21) < 0.5,
+    }
+    expected = []
+    for name in sorted(state):
+        raw = np.asarray(state[name])
+        words = np.frombuffer(raw.tobytes(), f"u{raw.dtype.itemsize}").astype(np.uint64)
+        expected.append(int(words.sum() % 2**32))
+    alone = jax.device_put(state, jax.devices()[0])
+    mesh = make_mesh(MeshConfig())
+    spread = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    spread["odd"] = jax.device_put(state["odd"], NamedSharding(mesh, PartitionSpec("data")))
+    for placed in (alone, spread):
+        assert checksums(placed).tolist() == expected
 
 
 def test_a_flipped_bit_of_a_large_array_is_found(tmp_path):
