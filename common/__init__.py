@@ -13,6 +13,9 @@ from common.preempt import Preempted
 from common.rng import Rngs
 from common.step import StepConfig
 from common.task import Task
+from common.xla import keep_reductions_right
+
+keep_reductions_right()
 
 __all__ = [
     "ArrayData",

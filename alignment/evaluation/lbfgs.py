@@ -50,6 +50,9 @@ def minimize(
       start: where each begins.
       iterations: steps at most.
       tolerance: a function is done when no derivative is larger, or no step descends.
+
+    Returns:
+      The minima; NaN for a function that is not finite at the start.
     """
 
     def unfinished(state: _State) -> Array:
@@ -77,7 +80,8 @@ def minimize(
     first = _State(
         start, value, grad, nothing, nothing, nothing[..., 0], done, jnp.zeros((), jnp.int32)
     )
-    return lax.while_loop(unfinished, step, first).x
+    found = lax.while_loop(unfinished, step, first).x
+    return jnp.where(jnp.isfinite(value)[:, None], found, jnp.nan)
 
 
 def _dot(a: Array, b: Array) -> Array:

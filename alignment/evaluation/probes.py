@@ -65,6 +65,9 @@ def fit_logistic(
       rows: which rows to fit; all by default.
       iterations: steps of L-BFGS at most.
       tolerance: stop when no derivative of the objective, per row, is larger.
+
+    Raises:
+      FloatingPointError: if the loss is not finite.
     """
     weight = np.ones(len(labels), np.float32) if rows is None else rows.astype(np.float32)
     w, b = _fit(
@@ -76,6 +79,8 @@ def fit_logistic(
         tolerance,
         classes=classes,
     )
+    if not np.isfinite(b).all():
+        raise FloatingPointError("the loss of the regression is not finite: look at the features")
     return LogisticRegression(weights=w, bias=b)
 
 

@@ -163,6 +163,13 @@ def test_logistic_regressions_are_those_of_scipy():
         assert objective(flat.astype(np.float64), value) == pytest.approx(exact, rel=1e-4)
 
 
+def test_a_regression_that_is_not_finite_is_refused():
+    x = np.ones((6, 2))
+    x[3, 1] = np.nan
+    with pytest.raises(FloatingPointError, match="not finite: look at the features"):
+        fit_logistic(x, np.arange(6) % 2, c=[1.0], classes=2)
+
+
 def test_the_penalty_is_chosen_on_held_out_rows():
     rng = np.random.default_rng(0)
     y = np.arange(80) % 2
