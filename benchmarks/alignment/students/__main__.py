@@ -34,7 +34,7 @@ import json
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tyro
@@ -58,7 +58,6 @@ from common.perf import enable_compile_cache
 from common.report import provenance, table
 
 OUTPUT = pathlib.Path(__file__).parent
-Model = Literal["start", "AligNet", "control"]
 
 
 def train_and_score(
@@ -69,17 +68,13 @@ def train_and_score(
     if not path.is_file():
         metrics = train_and_export(experiment)
         scores = score(arguments, path.parent / "export", drawn)
-        scores |= {
-            kind: metrics[key]
-            for kind, key in (
-                ("test accuracy, fine", "test/accuracy"),
-                (
-                    "accuracy on AligNet's validation labels",
-                    f"synthetic/cluster_border_{arguments.clusters}/accuracy",
-                ),
-            )
-            if key in metrics
+        logged = {
+            "test/accuracy": "test accuracy, fine",
+            f"synthetic/cluster_border_{arguments.clusters}/accuracy": (
+                "accuracy on AligNet's validation labels"
+            ),
         }
+        scores |= {name: metrics[key] for key, name in logged.items() if key in metrics}
         replace(path, (json.dumps(scores, indent=1) + "\n").encode())
     return json.loads(path.read_text())
 
@@ -90,7 +85,7 @@ def run_study(arguments: Arguments) -> dict[str, Any]:
     entropies = make_triplets(arguments, pool)
     test = read_arrays(image_file(arguments, "tiny_imagenet_test"))
     drawn = test_triplets(arguments, test["labels"], test["coarse"])
-    models: dict[Model, list[Scores]] = {
+    models: dict[str, list[Scores]] = {
         "start": [train_and_score(arguments, start_experiment(arguments), drawn)],
         "AligNet": [],
         "control": [],
@@ -101,7 +96,7 @@ def run_study(arguments: Arguments) -> dict[str, Any]:
         for model, aligned in (("AligNet", True), ("control", False)):
             experiment = student_experiment(arguments, pool, seed, tau, aligned=aligned)
             scores = train_and_score(arguments, experiment, drawn)
-            models[model].append(scores)  # type: ignore[index]
+            models[model].append(scores)
             print(model, seed, json.dumps(scores, indent=1), flush=True)
     return {"entropies": entropies, "start's loss by tau": losses, "tau": tau, "models": models}
 
