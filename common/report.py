@@ -5,6 +5,7 @@ import os
 import pathlib
 import platform
 import shlex
+import statistics
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -45,3 +46,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def spread(values: Sequence[float]) -> str:
+    """Write a mean, with its standard deviation where there are several values."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"

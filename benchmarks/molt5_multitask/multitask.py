@@ -28,7 +28,7 @@ from common import Experiment, train
 from common.distributed import to_host
 from common.files import replace
 from common.perf import enable_compile_cache
-from common.report import provenance, table
+from common.report import provenance, spread, table
 from configs.molt5_multitask import quickstart
 from molt5_multitask import results
 from molt5_multitask.data.mixing import Mixing
@@ -105,13 +105,6 @@ def measure(arguments: Arguments) -> dict[str, list[Scores]]:
                 each |= run(arguments, f"{name}, {task}", seed, steps, tasks=(task,))
             found.setdefault(name, []).append(each)
     return found
-
-
-def spread(values: list[float]) -> str:
-    """Write a mean, with its standard deviation where there are several values."""
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 def report(found: Mapping[str, list[Scores]], measure: str) -> str:

@@ -33,7 +33,7 @@ import dataclasses
 import json
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ from benchmarks.alignment.students.training import (
 from common import Experiment
 from common.files import replace
 from common.perf import enable_compile_cache
-from common.report import provenance, table
+from common.report import provenance, spread, table
 
 OUTPUT = pathlib.Path(__file__).parent
 
@@ -99,13 +99,6 @@ def run_study(arguments: Arguments) -> dict[str, Any]:
             models[model].append(scores)
             print(model, seed, json.dumps(scores, indent=1), flush=True)
     return {"entropies": entropies, "start's loss by tau": losses, "tau": tau, "models": models}
-
-
-def spread(values: Sequence[float]) -> str:
-    """Write a mean, with its standard deviation where there are several values."""
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 def report(found: Mapping[str, Any]) -> str:
