@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 import uuid
-import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -64,11 +63,10 @@ class JsonlWriter:
     def _drop_lines_after(self, step: int) -> None:
         old = self._path.read_bytes()
         *lines, torn = old.split(b"\n")
-        if torn:
-            warnings.warn(f"dropped a torn last line of {self._path}: {torn!r}", stacklevel=3)
         kept = b"".join(
             line + b"\n" for i, line in enumerate(lines) if self._step_of(line, i + 1) <= step
         )
+        kept += torn  # dropped when the file is opened
         if kept != old:
             replace(self._path, kept)
 
