@@ -17,6 +17,7 @@ from common import CheckpointConfig, OptimConfig, ParamGroup, StepConfig, train
 from common.checkpoint import Checkpoints
 from common.data import ArrayData
 from common.data.arrays import WHOLE
+from common.writers import TensorBoardWriter
 from tests.common.test_resume import assert_same_state, lines, saved_steps
 from tests.common.toy import Toy, experiment
 
@@ -180,6 +181,16 @@ def test_a_save_that_fails_leaves_the_older_checkpoint(
         monkeypatch,
         caplog,
     )
+
+
+def test_events_on_a_full_disk_are_one_clear_error(no_large_files, tmp_path):
+    writer, limits = TensorBoardWriter(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    no_large_files()
+    with pytest.raises(OSError, match=r"cannot write .* \(File too large\): free space"):
+        for step in range(1000):
+            writer.write(step, {"loss": 1.0})
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    writer.close()
 
 
 @pytest.mark.slow
