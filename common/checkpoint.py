@@ -17,6 +17,7 @@ from common import distributed
 from common.choices import check_choice
 from common.config import diff
 from common.files import PathLike, absolute
+from common.preempt import Preempted
 from common.tree import named_leaves
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class Checkpoints:
         except Exception as last:
             failure = last
         if failure is not None:
-            if kind is None:
+            if kind in (None, Preempted):  # a run that was stopped says that it has saved
                 raise self._not_written(failure) from failure
             logger.warning("while stopping: %s", self._not_written(failure))
 
@@ -164,8 +165,9 @@ class Checkpoints:
 
         Raises:
           ValueError: with the differing keys, when checkpoints exist whose config differs in more
-            than `FREE_KEYS` and `accept_config_change`.
+            than `FREE_KEYS` and `accept_config_change`; or when the processes' configs differ.
         """
+        distributed.check_same(json.dumps(config), "config")
         path = self._workdir / "config.json"
         if self._orbax.checkpoints and path.exists():
             changed = {

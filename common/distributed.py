@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 import traceback
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -172,6 +173,21 @@ def agree(values: list[int]) -> list[int]:
 def all_true(value: bool) -> bool:
     """Whether the value is true on every process; to be called by all."""
     return bool(np.all(multihost_utils.process_allgather(np.asarray(value))))
+
+
+def check_same(text: str, what: str) -> None:
+    """Refuse a text that differs between processes; to be called by all.
+
+    Raises:
+      ValueError: on every process, naming those that differ from process 0.
+    """
+    sums = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
+    others = ", ".join(map(str, np.flatnonzero(sums != np.ravel(sums)[0])))
+    if others:
+        raise ValueError(
+            f"the {what} of process {others} differs from that of process 0: start every process "
+            "with the same command and the same files"
+        )
 
 
 def to_host(tree: Any) -> Any:

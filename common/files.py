@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import tempfile
+import warnings
 from collections.abc import Iterator
 
 from etils import epath
@@ -79,18 +80,21 @@ class AppendingFile:
     def __init__(self, path: PathLike) -> None:
         """Open the file, and make its folder.
 
+        A last line that a crash tore is dropped with a warning: the next one would continue it.
+
         Raises:
           OSError: saying what to do, if it cannot be written.
         """
         self._path = epath.Path(path)
         with explained(path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._content = b""
-            self._file = None
-            if not is_remote(path):
-                self._file = open(path, "ab", buffering=0)  # noqa: SIM115
-            elif self._path.exists():
-                self._content = self._path.read_bytes()
+            old = self._path.read_bytes() if self._path.exists() else b""
+            whole = old[: old.rfind(b"\n") + 1]
+            if torn := old[len(whole) :]:
+                warnings.warn(f"dropped a torn last line of {self._path}: {torn!r}", stacklevel=3)
+                replace(path, whole)
+            self._content = whole if is_remote(path) else b""
+            self._file = None if is_remote(path) else open(path, "ab", buffering=0)  # noqa: SIM115
 
     def append(self, line: bytes) -> None:
         """Add a line."""

@@ -105,7 +105,8 @@ def _trip_count(line: str, condition: Sequence[str]) -> int:
     """Read how often a loop runs: said in its line, or by `i < constant` in its condition."""
     if match := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
         return int(match[1])
-    bounds = [m[1] for text in condition if (m := re.search(r"s32\[\].* constant\((\d+)\)", text))]
+    bound = re.compile(r"[su]32\[\].* constant\((\d+)\)")
+    bounds = [m[1] for text in condition if (m := bound.search(text))]
     if len(bounds) != 1 or not any("direction=LT" in text for text in condition):
         raise ValueError(f"the trip count of a loop is not known: {line.strip()[:200]}")
     return int(bounds[0])

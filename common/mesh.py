@@ -254,9 +254,9 @@ def place(batch: Any, mesh: Mesh, *, leading_axes: int = 0, count: int | None = 
       ValueError: if the examples do not divide over the devices, or an array has another number of
         them.
     """
-    count = jax.tree.leaves(batch)[0].shape[leading_axes] if count is None else count
-    own = local_examples(mesh, count)
     lengths = {leaf.shape[leading_axes] for leaf in jax.tree.leaves(batch)}
+    count = max(lengths) if count is None else count
+    own = local_examples(mesh, count)
     if not lengths <= {count, len(own)}:
         found = {name: leaf.shape[leading_axes] for name, leaf in named_leaves(batch)}
         raise ValueError(f"the arrays of a batch must have {count} examples each, not {found}")

@@ -55,8 +55,8 @@ class Reporter:
             values = metrics.compute(window)
         if values["skipped"] > 0:
             self._not_finite(jax.device_get(fault), all_skipped=values["skipped"] == 1)
-        self.write(step, {f"train/{name}": value for name, value in values.items()})
-        self._write_speed(step)
+        train = {f"train/{name}": value for name, value in values.items()}
+        self.write(step, train | {f"perf/{name}": value for name, value in self._speed().items()})
         self._goodput.write(step, self._ledger.seconds(), values["loss"])
 
     def _not_finite(self, fault: Fault, *, all_skipped: bool) -> None:
@@ -79,7 +79,7 @@ class Reporter:
             )
         logger.warning("skipped: %s", what)
 
-    def _write_speed(self, step: int) -> None:
+    def _speed(self) -> dict[str, float]:
         experiment = self._setup.experiment
         every = experiment.log.every
         self._ledger.completed(steps=every, examples=every * experiment.batch_size)
@@ -89,8 +89,7 @@ class Reporter:
             devices = list(self._setup.mesh.devices.flat)
             speed |= utilization(flops, speed["steps_per_second"], devices)
         speed["goodput"] = self._ledger.goodput()
-        speed |= memory_in_use()
-        self.write(step, {f"perf/{name}": value for name, value in speed.items()})
+        return speed | memory_in_use()
 
     def progress(self, step: int) -> None:
         """Show that `step` steps are done."""

@@ -62,6 +62,8 @@ def supervise(
                 subprocess.Popen(command, env=_environment(i, processes, port))
                 for i in range(processes)
             ]
+            for signum in tuple(asked):  # what came while they were being started
+                forward(signum, None)
             status = _wait(running)
             if status in FINAL or asked:
                 return status

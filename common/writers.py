@@ -12,19 +12,22 @@ import subprocess
 import sys
 import time
 import uuid
-import warnings
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import scalar
+from tensorboardX.record_writer import directory_check
 
 from common.files import AppendingFile, PathLike, explained, replace
 
 _PACKAGES = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "flax", "jax-three-papers")
+
+FLUSH_SECONDS = 30.0
+"""How long TensorBoard's events may lie in memory: to a bucket the whole file is sent each time."""
 
 
 class Writer(Protocol):
@@ -64,11 +67,10 @@ class JsonlWriter:
     def _drop_lines_after(self, step: int) -> None:
         old = self._path.read_bytes()
         *lines, torn = old.split(b"\n")
-        if torn:
-            warnings.warn(f"dropped a torn last line of {self._path}: {torn!r}", stacklevel=3)
         kept = b"".join(
             line + b"\n" for i, line in enumerate(lines) if self._step_of(line, i + 1) <= step
         )
+        kept += torn  # dropped when the file is opened
         if kept != old:
             replace(self._path, kept)
 
@@ -94,21 +96,38 @@ class JsonlWriter:
 
 
 class TensorBoardWriter:
-    """Writes event files; TensorBoard hides what an earlier start wrote beyond `resume_step`."""
+    """Writes event files; TensorBoard hides what an earlier start wrote beyond `resume_step`.
+
+    Without the threads of `tensorboardX.SummaryWriter`, which cost the loop more than the writing,
+    and let it wait for ever once a full disk has ended them.
+    """
 
     def __init__(self, folder: PathLike, *, resume_step: int = 0) -> None:
+        self._folder = os.fspath(folder)
         with explained(folder):
-            self._writer = SummaryWriter(os.fspath(folder), purge_step=resume_step + 1)
+            directory_check(self._folder)
+            self._writer = EventsWriter(os.path.join(self._folder, "events"))
+        self._flushed = -math.inf
+        start = SessionLog(status=SessionLog.START)
+        self._add(Event(step=resume_step + 1, session_log=start))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Add each scalar as a point of its own curve."""
-        # One event for all of them; `add_scalar` writes one for each, four times as dear.
-        values = [value for name, x in scalars.items() for value in scalar(name, float(x)).value]
-        self._writer.file_writer.add_summary(Summary(value=values), step)
+        values = [Summary.Value(tag=name, simple_value=float(x)) for name, x in scalars.items()]
+        self._add(Event(step=step, summary=Summary(value=values)))
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        with explained(self._folder):
+            self._writer.write_event(event)
+            if time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self._writer.flush()
+                self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Write what is buffered and close the file."""
-        self._writer.close()
+        with explained(self._folder):
+            self._writer.close()
 
 
 class WandbWriter:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,10 +14,11 @@ import time
 import numpy as np
 import pytest
 
-from common import CheckpointConfig, OptimConfig, ParamGroup, StepConfig, train
+from common import CheckpointConfig, MetricsEvaluator, OptimConfig, ParamGroup, StepConfig, train
 from common.checkpoint import Checkpoints
 from common.data import ArrayData
 from common.data.arrays import WHOLE
+from common.writers import TensorBoardWriter
 from tests.common.test_resume import assert_same_state, lines, saved_steps
 from tests.common.toy import Toy, experiment
 
@@ -180,6 +182,33 @@ def test_a_save_that_fails_leaves_the_older_checkpoint(
         monkeypatch,
         caplog,
     )
+
+
+def test_events_on_a_full_disk_are_one_clear_error(no_large_files, tmp_path):
+    writer, limits = TensorBoardWriter(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    no_large_files()
+    with pytest.raises(OSError, match=r"cannot write .* \(File too large\): free space"):
+        writer.write(1, {"loss" * 10_000: 1.0})
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    writer.close()
+
+
+@pytest.mark.parametrize("on_failure", ["stop", "continue"])
+def test_a_stop_that_cannot_save_is_a_failure(on_failure, no_large_files, tmp_path, monkeypatch):
+    evaluate = MetricsEvaluator.__call__
+
+    def stop_with_a_full_disk(self, params, mesh):
+        while saved_steps(tmp_path) != [4]:
+            time.sleep(0.01)
+        no_large_files()
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, params, mesh)
+
+    monkeypatch.setattr(MetricsEvaluator, "__call__", stop_with_a_full_disk)
+    checkpoint = CheckpointConfig(every=4, on_failure=on_failure)
+    task = dataclasses.replace(WIDE, eval_every=8)
+    with pytest.raises(OSError, match=r"could not be written to .*File too large"):
+        train(experiment(task, checkpoint=checkpoint, workdir=str(tmp_path)))
 
 
 @pytest.mark.slow

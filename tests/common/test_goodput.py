@@ -55,6 +55,14 @@ def test_a_line_is_there_before_the_file_is_closed(tmp_path):
         log.write(7, {"step": 1.0})
 
 
+def test_a_torn_last_line_does_not_spoil_the_next(tmp_path):
+    path = tmp_path / "goodput.jsonl"
+    path.write_text(json.dumps(line(0, 110.0, 0)) + '\n{"start": 0, "torn')
+    with pytest.warns(UserWarning, match="dropped a torn last line"), GoodputLog(tmp_path) as log:
+        log.write(7, dict.fromkeys(ACTIVITIES, 1.0))
+    assert [start.last_step for start in Account.read(tmp_path).starts] == [0, 7]
+
+
 def crash_at(step, monkeypatch):
     """Have the data of a step fail to come."""
     batch = ArrayData.batch

@@ -56,6 +56,8 @@ def test_the_text_of_the_tpu_compiler():
     assert [c.between_slices for c in found] == [False, False, False, False, True]
     scattered = 12 * 256 * 7 / 8
     assert [c.sent for c in found] == [12 * 2048 * 7 / 8, scattered, scattered, 10, 24]
+    # Loops over the parts of a product count without a sign.
+    assert collectives(TPU.replace("constant.1 = s32", "constant.1 = u32")) == found
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import signal
+import subprocess
 import threading
 import time
 
@@ -67,3 +68,14 @@ def test_a_signal_is_passed_on_and_nothing_started_again(tmp_path):
     threading.Thread(target=stop).start()
     assert supervise(command(tmp_path, script)) == 143
     assert starts(tmp_path) == 1
+
+
+def test_a_signal_that_comes_during_a_start_is_passed_on(monkeypatch):
+    start = subprocess.Popen
+
+    def asked_meanwhile(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", asked_meanwhile)
+    assert supervise(["sleep", "60"]) == 143

@@ -12,6 +12,7 @@ import threading
 import time
 
 import jax
+import numpy as np
 
 from common import (
     CheckpointConfig,
@@ -19,11 +20,13 @@ from common import (
     MeshConfig,
     MetricsEvaluator,
     Preempted,
+    StepConfig,
     distributed,
     train,
 )
 from common.checkpoint import Checkpoints
 from common.data import ArrayData
+from common.data.arrays import WHOLE
 from tests.common.toy import Toy, experiment
 
 RULES = ((".*kernel", ("fsdp", None)), (".*", ()))
@@ -61,6 +64,7 @@ def go_wrong(
     kill_in_save: float | None = None,
     late_start: float = 0.0,
     sleep_at: int | None = None,
+    poison: int | None = None,
 ) -> None:
     """Arrange for what is to go wrong.
 
@@ -71,6 +75,7 @@ def go_wrong(
       kill_in_save: seconds after the start of the second save at which SIGKILL comes.
       late_start: seconds by which the first step is late.
       sleep_at: batch that never comes.
+      poison: batch whose inputs are not finite, on every process.
     """
 
     def each_batch(count: int) -> None:
@@ -83,6 +88,14 @@ def go_wrong(
             threading.Event().wait()
 
     before("step", each_batch)
+    if poison is not None:
+        original_batch = ArrayData.batch
+
+        def batch(self, step, part=WHOLE):
+            found = dict(original_batch(self, step, part))
+            return found | {"x": found["x"] * np.float32(np.nan)} if step == poison else found
+
+        ArrayData.batch = batch
     if late_start:
         original = distributed.barrier
 
@@ -113,6 +126,7 @@ def main(folder: str, *fields: str) -> None:
         "steps": STEPS,
         "task": Toy(rules=RULES, dropout=0.2, eval_every=6),
         "mesh": MeshConfig(**given.pop("mesh", {"fsdp": 2})),
+        "step": StepConfig(**given.pop("step", {})),
         "checkpoint": CheckpointConfig(**{"every": 4, "keep": 3, **given.pop("checkpoint", {})}),
         "log": LogConfig(every=2, progress=False),
     }

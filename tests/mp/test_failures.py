@@ -13,7 +13,7 @@ import pytest
 
 from tests.common.test_resume import flip_bits, lose_arrays, saved_steps, truncate_files
 from tests.mp import launch, script
-from tests.mp.compare import assert_same
+from tests.mp.compare import assert_close, assert_same
 
 SCRIPT = ["-m", "tests.mp.script"]
 
@@ -123,6 +123,18 @@ def test_a_process_that_does_not_come_is_named(tmp_path):
     text = log.read_text(errors="replace")
     assert "process 0 waits for the others" in text
     assert re.search(r"timed out task names:\s+(1\s+2|2\s+1)\s", text)
+
+
+@pytest.mark.slow
+def test_processes_roll_back_together(tmp_path):
+    fields = ["poison=13", "step={'nonfinite': 'roll_back'}"]
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        ends = launch.succeed(
+            [*SCRIPT, folder, *fields], tmp_path, processes=processes, devices=8 // processes
+        )
+        assert all("rolling back: step 13 (batch 13)" in end.output for end in ends)
+    assert_close(tmp_path / "1", tmp_path / "2")
 
 
 @pytest.mark.slow

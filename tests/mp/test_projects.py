@@ -119,6 +119,7 @@ def test_a_project_on_two_processes(module, write, tmp_path):
             tmp_path,
             processes=processes,
             devices=4 // processes,
+            timeout=600,
         )
         assert [e.status for e in ends] == [0] * processes, "\n".join(e.output for e in ends)
         runs[processes] = folder

@@ -94,6 +94,20 @@ def test_training_goes_on_on_other_devices(processes, devices, mesh, half_done, 
     assert lines(folder)[: len(before)] == before  # it went on, and did not begin anew
 
 
+UNLIKE = """
+import os, sys
+from tests.mp import script
+
+script.main(sys.argv[1], "seed=" + os.environ["JAX_PROCESS_ID"])
+"""
+
+
+def test_processes_with_unlike_configs_are_refused(tmp_path):
+    ends = launch.run(["-c", UNLIKE, tmp_path / "run"], tmp_path)
+    assert all(end.status not in (0, 143) for end in ends)
+    assert "the config of process 1 differs from that of process 0" in ends[0].output
+
+
 @pytest.mark.slow
 def test_another_config_is_refused_by_all_and_a_named_difference_let_through(half_done, tmp_path):
     folder = tmp_path / "run"
