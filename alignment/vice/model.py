@@ -34,6 +34,8 @@ from common.rng import Rngs
 Params = Mapping[str, Array]
 """`mean` and `log_scale`, each (objects, seeds, dimensions): one look-up of an object gives its
 coordinates in all seeds."""
+BLOCK = 1024
+"""Most objects whose random numbers are drawn together."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,9 +60,13 @@ class Prior:
 
     def log_density(self, x: Array) -> Array:
         """Return `log p(x)` of each coordinate, without the constant `-log(2 pi) / 2`."""
-        spike = jnp.log(self.spike_weight / self.spike_scale) - (x / self.spike_scale) ** 2 / 2
-        slab = jnp.log((1 - self.spike_weight) / self.slab_scale) - (x / self.slab_scale) ** 2 / 2
-        return jnp.logaddexp(spike, slab)
+        log_slab = math.log((1 - self.spike_weight) / self.slab_scale)
+        log_spike = math.log(self.spike_weight / self.spike_scale)
+        wide, narrow = self.slab_scale**-2, self.spike_scale**-2
+        # The spike beside the slab: bounded, as it is narrower. One exponential serves the
+        # gradient, too.
+        odds = jnp.exp(log_spike - log_slab - (narrow - wide) / 2 * x**2)
+        return log_slab - wide / 2 * x**2 + jnp.log1p(odds)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,9 +120,19 @@ class Vice(Task):
 
     def _by_seed(self, draw: Callable[..., Array], key: Array) -> Float[Array, "n seeds d"]:
         """Draw numbers with a key for each seed, so that it does not depend on the others."""
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(self.seeds))
-        shape = (len(self.objects), self.dimensions)
-        return jax.vmap(lambda k: draw(k, shape), out_axes=1)(keys)
+        n, blocks = len(self.objects), -(-len(self.objects) // BLOCK)
+        shape = (-(-n // blocks), self.dimensions)
+
+        def one(block: Array) -> Array:
+            keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), block))(
+                jnp.arange(self.seeds)
+            )
+            return jax.vmap(lambda k: draw(k, shape), out_axes=1)(keys)
+
+        # What a loop gives is stored. XLA on a CPU would otherwise put the end of an expression
+        # for normal numbers into each of a dozen places that read it, and compute it every time.
+        found = jax.lax.map(one, jnp.arange(blocks))
+        return found.reshape(-1, self.seeds, self.dimensions)[:n]
 
     def init(self, key: Array) -> Params:
         """Draw the means uniformly from 0 to 1, and give all coordinates the same scale."""

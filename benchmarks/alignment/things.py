@@ -1,8 +1,10 @@
 """The real data of the teacher's benchmarks: THINGS objects, human choices, embeddings."""
 
+import collections
 import csv
 import dataclasses
 import functools
+import itertools
 import pathlib
 
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from alignment import judgments
+from alignment.evaluation.hierarchy import Hierarchy
 from alignment.judgments import Standardisation, correct, pair_logits, unit_rows
 
 
@@ -45,6 +48,30 @@ class Things:
         """The published SPoSE embeddings of 49 and 66 dimensions."""
         name = "things_spose/spose_embedding_{}d_sorted.txt"
         return tuple(np.loadtxt(self.folder / name.format(d), dtype=np.float32) for d in (49, 66))  # type: ignore[return-value]
+
+    @functools.cached_property
+    def word2vec(self) -> np.ndarray:
+        """word2vec vectors of the concepts' names, of length 1."""
+        found = np.load(self.folder / "things_features/word2vec-embeddings.npy")
+        return np.asarray(unit_rows(found))
+
+    @functools.cached_property
+    def wordnet(self) -> np.ndarray:
+        """Which nouns of WordNet a concept is one of (section 7.2 of the specification), (n, 128).
+
+        Principal components of the nouns that hold for at least 3 and less than 98 % of the
+        concepts, weighted by the log of their rarity. 62 concepts have no noun.
+        """
+        hierarchy = Hierarchy.read(self.folder / "breeds_hierarchy/wordnet/class_hierarchy.txt")
+        with (self.folder / "vice/things_concepts.tsv").open() as file:
+            nouns = [row["WordNet ID"] for row in csv.DictReader(file, delimiter="\t")]
+        above = [{n, *hierarchy.ancestors(n)} if n in hierarchy.nodes else set() for n in nouns]
+        counts = collections.Counter(itertools.chain(*above))
+        kept = sorted(n for n, count in counts.items() if 3 <= count < 0.98 * len(nouns))
+        found = np.array([[n in nodes for n in kept] for nodes in above])
+        weighted = found * np.log(len(nouns) / found.sum(0))
+        left, scale, _ = np.linalg.svd(weighted - weighted.mean(0), full_matrices=False)
+        return left[:, :128] * scale[:128]
 
     @functools.cached_property
     def diagnostic(self) -> tuple[np.ndarray, np.ndarray]:
