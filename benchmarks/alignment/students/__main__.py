@@ -140,7 +140,7 @@ def draw_figure(found: Mapping[str, Any]) -> Figure:
     axes.axhline(1 / 3, color="black", linewidth=0.8, linestyle=":")
     axes.set_xticks(range(len(kinds)), [k.replace(", ", ",\n") for k in kinds], fontsize=8)
     axes.set_ylabel("odd-one-out accuracy")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
