@@ -34,8 +34,6 @@ from common.rng import Rngs
 Params = Mapping[str, Array]
 """`mean` and `log_scale`, each (objects, seeds, dimensions): one look-up of an object gives its
 coordinates in all seeds."""
-BLOCK = 1024
-"""Most objects whose random numbers are drawn together."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,19 +118,9 @@ class Vice(Task):
 
     def _by_seed(self, draw: Callable[..., Array], key: Array) -> Float[Array, "n seeds d"]:
         """Draw numbers with a key for each seed, so that it does not depend on the others."""
-        n, blocks = len(self.objects), -(-len(self.objects) // BLOCK)
-        shape = (-(-n // blocks), self.dimensions)
-
-        def one(block: Array) -> Array:
-            keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), block))(
-                jnp.arange(self.seeds)
-            )
-            return jax.vmap(lambda k: draw(k, shape), out_axes=1)(keys)
-
-        # What a loop gives is stored. XLA on a CPU would otherwise put the end of an expression
-        # for normal numbers into each of a dozen places that read it, and compute it every time.
-        found = jax.lax.map(one, jnp.arange(blocks))
-        return found.reshape(-1, self.seeds, self.dimensions)[:n]
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(self.seeds))
+        shape = (len(self.objects), self.dimensions)
+        return jax.vmap(lambda k: draw(k, shape), out_axes=1)(keys)
 
     def init(self, key: Array) -> Params:
         """Draw the means uniformly from 0 to 1, and give all coordinates the same scale."""

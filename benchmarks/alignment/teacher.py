@@ -13,7 +13,7 @@ objects of each fold, by a cross-validation of its own: the held-out objects pla
 The regressions are no distillation: they predict the coordinates of VICE and both SPoSE embeddings
 in closed form, linearly or by the kernel of `alignment.teacher.kernel`. Their regulariser, and the
 weight of the text beside CLIP, are chosen within the training objects of each fold, too. The kind
-of kernel, and that its metric is measured once, were not: some thirty variants were tried on these
+of kernel, and that its metric is measured once, were not: some forty variants were tried on these
 very folds, most of which differed by a thousandth or two. The rows with text know the concept's
 name: word2vec's vector of it, and the nouns of WordNet above it.
 
@@ -362,7 +362,7 @@ def results_table(found: dict[str, Any]) -> str:
         rows.append([name + notes, *cells])
     return report.table(header, rows) + (
         "\n\nIn brackets: behind a number, the specification's measurement; behind a name, the "
-        "strength of the regulariser that was chosen in each fold."
+        "strength of the regulariser, and the weight of the text, that were chosen in each fold."
     )
 
 

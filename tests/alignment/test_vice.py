@@ -12,7 +12,6 @@ from scipy.integrate import quad
 
 from alignment import judgments
 from alignment.vice import __main__ as command
-from alignment.vice import model
 from alignment.vice.agreement import agreement, best_matches
 from alignment.vice.embedding import Embedding, SoftChoices, read_values, soft_choices
 from alignment.vice.model import Prior, Vice
@@ -110,16 +109,6 @@ def test_a_seed_does_not_depend_on_those_beside_it(folder):
         numbers.append(float(found["bound"].compute()[0]))
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-6)
     assert params["mean"][:, 0].tolist() != params["mean"][:, 1].tolist()
-
-
-def test_random_numbers_in_blocks_of_objects(folder, monkeypatch):
-    monkeypatch.setattr(model, "BLOCK", 7)  # 18 objects in 3 blocks
-    vice = task(folder, seeds=2)
-    mean = np.asarray(vice.init(jax.random.key(0))["mean"])
-    assert mean.shape == (N, 2, vice.dimensions)
-    assert len(np.unique(mean)) == mean.size
-    alone = task(folder, seeds=1).init(jax.random.key(0))["mean"]
-    np.testing.assert_array_equal(mean[:, :1], alone)
 
 
 def test_split(folder, tmp_path):
