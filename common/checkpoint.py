@@ -40,7 +40,8 @@ class CheckpointConfig:
     """Steps whose multiples are kept for good; None keeps no others."""
     on_failure: OnFailure = "stop"
     """What a checkpoint that cannot be written does to the run. One that goes on tries again at the
-    next save; the older checkpoints stay. The last save of a run must succeed in any case."""
+    next save; the older checkpoints stay. The last save of a run must succeed in any case. Several
+    processes always stop: the others would wait in the save that one of them could not write."""
     accept_config_change: tuple[str, ...] = ()
     """Keys, such as `optim.learning_rate` or `task.`, that may differ from the checkpoint's."""
 
@@ -97,6 +98,12 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: PathLike, config: CheckpointConfig) -> None:
+        if config.on_failure == "continue" and jax.process_count() > 1:
+            raise ValueError(
+                'checkpoint.on_failure = "continue" is for one process: of several, the others '
+                'would wait in the save that one could not write; take "stop", and let '
+                "common.supervise start the run again"
+            )
         self._config = config
         self._workdir = absolute(workdir)
         self._folder = self._workdir / "checkpoints"

@@ -106,7 +106,9 @@ class TensorBoardWriter:
         self._folder = os.fspath(folder)
         with explained(folder):
             directory_check(self._folder)
-            self._writer = EventsWriter(os.path.join(self._folder, "events"))
+            # Of two starts within a second the later would write over the earlier one's file.
+            own = f".{uuid.uuid4().hex[:8]}"
+            self._writer = EventsWriter(os.path.join(self._folder, "events"), own)
         self._flushed = -math.inf
         start = SessionLog(status=SessionLog.START)
         self._add(Event(step=resume_step + 1, session_log=start))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -191,6 +192,12 @@ def test_events_on_a_full_disk_are_one_clear_error(no_large_files, tmp_path):
         writer.write(1, {"loss" * 10_000: 1.0})
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     writer.close()
+
+
+def test_several_processes_do_not_go_on_after_a_failed_save(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"on_failure.*is for one process.*take \"stop\""):
+        Checkpoints(tmp_path, CheckpointConfig(on_failure="continue"))
 
 
 @pytest.mark.parametrize("on_failure", ["stop", "continue"])

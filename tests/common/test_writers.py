@@ -162,6 +162,15 @@ def test_tensorboard_scalars_and_purge(tmp_path):
     assert points == [(50, "train/loss", 0.25)]
 
 
+def test_two_starts_within_a_second_keep_both_files(tmp_path):
+    for step in (1, 2):
+        writer = TensorBoardWriter(tmp_path)
+        writer.write(step, {"train/loss": 0.25})
+        writer.close()
+    events = [e for e in read_events(tmp_path) if e.summary.value]
+    assert sorted(e.step for e in events) == [1, 2]
+
+
 def test_wandb_is_optional(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match=r"pip install 'jax-three-papers\[wandb\]'"):
