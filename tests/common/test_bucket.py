@@ -48,6 +48,15 @@ def test_the_log_of_a_run_that_resumes(bucket):
     assert [x["step"] for x in lines] == [1, 2, 3, 4, 5]
 
 
+def test_a_torn_last_line_is_dropped(bucket):
+    bucket.pipe("gs://bucket/log", b"whole\ntorn")
+    with pytest.warns(UserWarning, match="dropped a torn last line"):
+        file = AppendingFile("gs://bucket/log")
+    file.append(b"next\n")
+    file.close()
+    assert bucket.cat("gs://bucket/log") == b"whole\nnext\n"
+
+
 def test_manifest_and_account(bucket):
     write_manifest(RUN, {"a": 1})
     write_manifest(RUN, {"a": 2})

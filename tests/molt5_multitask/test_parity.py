@@ -1,5 +1,6 @@
 """The T5 and its files against transformers' torch T5, on random weights."""
 
+import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -206,7 +207,7 @@ def test_the_command_for_a_refused_file_converts_it(tmp_path):
     with pytest.raises(Refused, match="no zip") as refusal:
         open_torch_bin(path)
     command = str(refusal.value).rpartition("is installed: python ")[2]
-    subprocess.run(f"{sys.executable} {command}", shell=True, check=True)
+    subprocess.run([sys.executable, *shlex.split(command)], check=True)
     found = from_pretrained(save_folder)
     jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
 
