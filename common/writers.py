@@ -98,8 +98,8 @@ class JsonlWriter:
 class TensorBoardWriter:
     """Writes event files; TensorBoard hides what an earlier start wrote beyond `resume_step`.
 
-    Without the threads of `tensorboardX.SummaryWriter`, which let the loop wait for ever once a full
-    disk has ended them.
+    Without the threads of `tensorboardX.SummaryWriter`, which let the loop wait for ever once a
+    full disk has ended them.
     """
 
     def __init__(self, folder: PathLike, *, resume_step: int = 0) -> None:
