@@ -121,18 +121,19 @@ def _without_stereo(mol: Chem.Mol) -> str:
 class Fingerprints:
     """MACCS, RDK and Morgan fingerprints of molecules, each computed once.
 
-    Those of RDK, all paths up to seven bonds, cost as much as all else. RDKit's bulk call makes
-    them without holding Python, so they are made in the background.
+    Those of RDK, all paths up to seven bonds, cost as much as all else. RDKit's bulk calls, which
+    MACCS lacks, do not hold Python, so the others are made in the background.
     """
 
     def __init__(self, pool: Executor) -> None:
         """Use a pool of one thread for the bulk calls."""
         self._pool = pool
-        self._rdk = rdFingerprintGenerator.GetRDKitFPGenerator()  # defaults of Chem.RDKFingerprint
-        self._morgan = rdFingerprintGenerator.GetMorganGenerator(radius=2)
+        rdk = rdFingerprintGenerator.GetRDKitFPGenerator()  # defaults of Chem.RDKFingerprint
+        morgan = rdFingerprintGenerator.GetMorganGenerator(radius=2)
+        self._bulk = {"RDK": rdk.GetFingerprints, "Morgan": morgan.GetSparseCountFingerprints}
         self._mols: dict[int, Chem.Mol] = {}
         self._found: dict[str, dict[int, Any]] = {"MACCS": {}, "RDK": {}, "Morgan": {}}
-        self._later: list[tuple[list[int], Future[Any]]] = []
+        self._later: list[tuple[str, list[int], Future[Any]]] = []
 
     def add(self, mols: Iterable[Chem.Mol]) -> None:
         """Make the fingerprints of molecules that have none yet; a molecule is its object."""
@@ -140,16 +141,17 @@ class Fingerprints:
         if not new:
             return
         self._mols |= new
-        bulk = functools.partial(self._rdk.GetFingerprints, numThreads=os.cpu_count() or 1)
-        self._later.append((list(new), self._pool.submit(bulk, list(new.values()))))
+        threads = max(1, (os.cpu_count() or 1) - 1)  # Python needs the other
+        for name, bulk in self._bulk.items():
+            future = self._pool.submit(bulk, list(new.values()), numThreads=threads)
+            self._later.append((name, list(new), future))
         for key, mol in new.items():
             self._found["MACCS"][key] = rdMolDescriptors.GetMACCSKeysFingerprint(mol)
-            self._found["Morgan"][key] = self._morgan.GetSparseCountFingerprint(mol)
 
     def tanimoto(self, name: str, a: Chem.Mol, b: Chem.Mol) -> float:
         """Return the similarity of two molecules that were added."""
         while self._later:
-            keys, future = self._later.pop()
-            self._found["RDK"].update(zip(keys, future.result(), strict=True))
+            kind, keys, future = self._later.pop()
+            self._found[kind].update(zip(keys, future.result(), strict=True))
         found = self._found[name]
         return DataStructs.TanimotoSimilarity(found[id(a)], found[id(b)])
