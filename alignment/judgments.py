@@ -184,6 +184,31 @@ def split_by_object(
 # --- Choices ----------------------------------------------------------------------------------
 
 
+@jax.custom_vjp
+def _sum_last(x: Float[Array, "... p"]) -> Float[Array, "..."]:
+    """Sum over the last axis; on CPUs by adding halves until 32 numbers are left.
+
+    XLA's CPU backend sums longer rows by windows of 32, which are several times slower: they are
+    neither vectorised nor fused with what makes the row.
+    """
+
+    def halves(x: Array) -> Array:
+        odd = jnp.zeros(x.shape[:-1], x.dtype)
+        while (p := x.shape[-1]) > 32:
+            if p % 2:
+                odd += x[..., -1]
+            x = x[..., : p // 2] + x[..., p // 2 : p // 2 * 2]
+        return x.sum(-1) + odd
+
+    return jax.lax.platform_dependent(x, cpu=halves, default=lambda x: x.sum(-1))
+
+
+_sum_last.defvjp(
+    lambda x: (_sum_last(x), x.shape[-1]),
+    lambda p, gradient: (jnp.broadcast_to(gradient[..., None], (*gradient.shape, p)),),
+)
+
+
 def pair_products(
     first: Float[AnyArray, "*batch p"],
     second: Float[AnyArray, "*batch p"],
@@ -191,7 +216,7 @@ def pair_products(
 ) -> Float[Array, "*batch 3"]:
     """Return the dot products of the pairs of three objects: [s01, s02, s12]."""
     x = (first, second, third)
-    return jnp.stack([jnp.sum(x[a] * x[b], -1) for a, b in PAIRS], -1)
+    return jnp.stack([_sum_last(x[a] * x[b]) for a, b in PAIRS], -1)
 
 
 @jax.jit
@@ -206,14 +231,49 @@ def pair_logits(
     Features of several members lie side by side in the rows of an object, so that one look-up
     serves all: a `vmap` over members would be several times slower.
     """
+    return _pair_logits(jnp.asarray(features), jnp.asarray(triplets))
 
-    def one(triplet: Array) -> Array:
-        i, j, k = triplet
-        return pair_products(features[i], features[j], features[k])
 
-    # A few hundred triplets at a time, whose rows stay in the cache, and which the backward pass
-    # looks up anew: storing the rows of all triplets takes several times longer, and gigabytes.
-    return jax.lax.map(jax.checkpoint(one), jnp.asarray(triplets), batch_size=BLOCK)
+# A few hundred triplets at a time, whose rows stay in the cache, and which the backward pass looks
+# up anew: storing the rows of all triplets takes several times longer, and gigabytes. The backward
+# pass is written out because the derived one fills a table of zeros for each block.
+@jax.custom_vjp
+def _pair_logits(features: Array, triplets: Array) -> Array:
+    def logits(block: Array) -> Array:
+        return pair_products(*(features[column] for column in block.T))
+
+    whole = len(triplets) // BLOCK * BLOCK
+    blocks = jax.lax.map(logits, triplets[:whole].reshape(-1, BLOCK, 3))
+    parts = [blocks.reshape(whole, *blocks.shape[2:]), logits(triplets[whole:])]
+    return jnp.concatenate(parts)
+
+
+def _pair_logits_backward(
+    residuals: tuple[Array, Array], gradient: Float[Array, "m *members 3"]
+) -> tuple[Array, None]:
+    features, triplets = residuals
+
+    def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
+        columns, gradient = block[0].T, block[1]
+        rows = [features[column] for column in columns]
+        parts = [jnp.zeros_like(row) for row in rows]
+        for pair, (a, b) in enumerate(PAIRS):
+            parts[a] += gradient[..., pair, None] * rows[b]
+            parts[b] += gradient[..., pair, None] * rows[a]
+        for column, part in zip(columns, parts, strict=True):
+            total = total.at[column].add(part)
+        return total, None
+
+    whole = len(triplets) // BLOCK * BLOCK
+    blocks = (
+        triplets[:whole].reshape(-1, BLOCK, 3),
+        gradient[:whole].reshape(-1, BLOCK, *gradient.shape[1:]),
+    )
+    total, _ = jax.lax.scan(add, jnp.zeros_like(features), blocks)
+    return add(total, (triplets[whole:], gradient[whole:]))[0], None
+
+
+_pair_logits.defvjp(lambda f, t: (_pair_logits(f, t), (f, t)), _pair_logits_backward)
 
 
 def unit_rows(features: Float[AnyArray, "n p"]) -> Float[Array, "n p"]:

@@ -31,6 +31,8 @@ from common import ArrayData, Data, Evaluator, Mean, Task
 from common.metrics import Metrics
 from common.rng import Rngs
 
+BLOCK = 512
+"""Objects whose noise is drawn together."""
 Params = Mapping[str, Array]
 """`mean` and `log_scale`, each (objects, seeds, dimensions): one look-up of an object gives its
 coordinates in all seeds."""
@@ -116,20 +118,35 @@ class Vice(Task):
             raise ValueError(f"{self.triplets}: {len(found)} triplets are too few to hold some out")
         return found[~held_out], found[held_out]
 
-    def _by_seed(self, draw: Callable[..., Array], key: Array) -> Float[Array, "n seeds d"]:
+    def _by_seed(
+        self, draw: Callable[..., Array], key: Array, objects: int
+    ) -> Float[Array, "{objects} seeds d"]:
         """Draw numbers with a key for each seed, so that it does not depend on the others."""
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(self.seeds))
-        shape = (len(self.objects), self.dimensions)
-        return jax.vmap(lambda k: draw(k, shape), out_axes=1)(keys)
+        return jax.vmap(lambda k: draw(k, (objects, self.dimensions)), out_axes=1)(keys)
+
+    def _noise(self, key: Array) -> Float[Array, "n seeds d"]:
+        """Draw standard normal numbers, block by block of the objects.
+
+        What a loop makes is written to memory; XLA's CPU backend would else compute most of it anew
+        in each of the places that take it.
+        """
+        count = len(self.objects)
+        size = min(count, BLOCK)
+        blocks = jax.lax.map(
+            lambda i: self._by_seed(jax.random.normal, jax.random.fold_in(key, i), size),
+            jnp.arange(-(-count // size)),
+        )
+        return blocks.reshape(-1, *blocks.shape[2:])[:count]
 
     def init(self, key: Array) -> Params:
         """Draw the means uniformly from 0 to 1, and give all coordinates the same scale."""
-        mean = self._by_seed(jax.random.uniform, key)
+        mean = self._by_seed(jax.random.uniform, key, len(self.objects))
         return {"mean": mean, "log_scale": jnp.full_like(mean, math.log(self.initial_scale))}
 
     def loss(self, params: Params, batch: Any, rngs: Rngs) -> Metrics:
         """Negative evidence bound a triplet, at one sample of the posterior; sum over the seeds."""
-        noise = self._by_seed(jax.random.normal, rngs("posterior"))
+        noise = self._noise(rngs("posterior"))
         x = params["mean"] + jnp.exp(params["log_scale"]) * noise
         logits = judgments.pair_logits(jax.nn.relu(x), batch["triplets"])
         nll = -jax.nn.log_softmax(logits)[..., 0].sum(0)

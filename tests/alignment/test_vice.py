@@ -172,15 +172,15 @@ def test_agreement(truth):
 
 
 def test_command(folder, truth, tmp_path, capsys):
-    """The truth is recovered; a second call resumes a finished run and writes the same."""
+    """The best seed recovers the truth; a second call resumes and changes nothing."""
     arguments = command.Arguments(
         triplets=folder / "human.npz",
         names=folder / "names.txt",
         out=tmp_path,
-        seeds=2,
+        seeds=4,
         dimensions=6,
         prior=Prior(spike_scale=0.25, slab_scale=1.0),
-        steps=300,
+        steps=600,
         batch_size=512,
         learning_rate=0.05,
         eval_every=100,
@@ -189,21 +189,25 @@ def test_command(folder, truth, tmp_path, capsys):
     )
     best = command.run(arguments)
     document = json.loads((tmp_path / "vice.json").read_text())
-    assert document["seeds"][document["best"]]["dimensions"] == 3
+    row = document["seeds"][document["best"]]
+    assert row["dimensions"] == 3
     assert best_matches(truth, best.values).min() > 0.95
     held_out = command.experiment(arguments).task.split[1]
     logits = judgments.pair_logits(truth, held_out)
-    limit = float(judgments.correct(logits).mean())
     entropy = float(-jax.nn.log_softmax(logits)[:, 0].mean())
-    for row in document["seeds"]:
-        assert row["accuracy"] > limit - 0.05
-        assert row["nll, posterior mean of p"] < entropy + 0.02
+    best_two = np.sort(logits, 1)[:, 1:]
+    clear = np.ptp(best_two, 1) > 0.5  # the others are guesses, for the truth as well
+    assert clear.sum() > 200
+    found = judgments.pair_logits(best.values, held_out)
+    assert (np.argmax(found, 1) == np.argmax(logits, 1))[clear].mean() > 0.98
+    for found in (row, document["all seeds"]):
+        assert found["nll, posterior mean of p"] < entropy + 0.02
     np.testing.assert_array_equal(read_values(tmp_path / "embedding.npz", best.names), best.values)
     with np.load(tmp_path / "choices.npz") as file:
         soft = SoftChoices(**file)
     assert len(soft.triplets) == 4 * 816
     np.testing.assert_allclose(soft.probabilities.sum(1), 1, rtol=1e-5)
-    for name in ("dimensions.png", "convergence.png", "seeds/0.npz", "seeds/1.npz"):
+    for name in ("dimensions.png", "convergence.png", "seeds/0.npz", "seeds/3.npz"):
         assert (tmp_path / name).stat().st_size > 0
     capsys.readouterr()
     command.run(arguments)
