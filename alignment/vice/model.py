@@ -120,7 +120,7 @@ class Vice(Task):
 
     def _by_seed(
         self, draw: Callable[..., Array], key: Array, objects: int
-    ) -> Float[Array, "{objects} seeds d"]:
+    ) -> Float[Array, "objects seeds d"]:
         """Draw numbers with a key for each seed, so that it does not depend on the others."""
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(self.seeds))
         return jax.vmap(lambda k: draw(k, (objects, self.dimensions)), out_axes=1)(keys)
