@@ -236,7 +236,7 @@ def pair_logits(
 
 # A few hundred triplets at a time, whose rows stay in the cache, and which the backward pass looks
 # up anew: storing the rows of all triplets takes several times longer, and gigabytes. The backward
-# pass is written out because the derived one fills a table of zeros for each block.
+# pass is a loop of its own because the derived one fills a table of zeros for each block.
 @jax.custom_vjp
 def _pair_logits(features: Array, triplets: Array) -> Array:
     def logits(block: Array) -> Array:
@@ -256,10 +256,7 @@ def _pair_logits_backward(
     def add(total: Array, block: tuple[Array, Array]) -> tuple[Array, None]:
         columns, gradient = block[0].T, block[1]
         rows = [features[column] for column in columns]
-        parts = [jnp.zeros_like(row) for row in rows]
-        for pair, (a, b) in enumerate(PAIRS):
-            parts[a] += gradient[..., pair, None] * rows[b]
-            parts[b] += gradient[..., pair, None] * rows[a]
+        parts = jax.vjp(pair_products, *rows)[1](gradient)
         for column, part in zip(columns, parts, strict=True):
             total = total.at[column].add(part)
         return total, None

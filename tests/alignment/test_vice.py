@@ -12,6 +12,7 @@ from scipy.integrate import quad
 
 from alignment import judgments
 from alignment.vice import __main__ as command
+from alignment.vice import model
 from alignment.vice.agreement import agreement, best_matches
 from alignment.vice.embedding import Embedding, SoftChoices, read_values, soft_choices
 from alignment.vice.model import Prior, Vice
@@ -44,6 +45,19 @@ def folder(tmp_path_factory, truth):
 def task(folder, **changes):
     settings = {"seeds": 2, "dimensions": 4} | changes
     return Vice(triplets=str(folder / "human.npz"), names=str(folder / "names.txt"), **settings)
+
+
+def test_noise_of_several_blocks(folder, monkeypatch):
+    """Blocks do not repeat each other, the last is cut, and seeds do not depend on the others."""
+    monkeypatch.setattr(model, "BLOCK", 4)
+    key = jax.random.key(0)
+    noise = np.asarray(task(folder, dimensions=50)._noise(key))
+    assert noise.shape == (N, 2, 50)
+    assert np.isin(noise[4:8], noise[:4]).mean() < 0.01
+    assert abs(noise.mean()) < 0.1
+    assert abs(noise.std() - 1) < 0.1
+    one = task(folder, seeds=1, dimensions=50)._noise(key)
+    np.testing.assert_array_equal(noise[:, :1], one)
 
 
 def test_prior_is_a_density():
