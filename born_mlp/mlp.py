@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import safetensors
 import safetensors.numpy
 from jax import Array
+from jax.typing import DTypeLike
 
 from born_mlp import activations
 
@@ -53,7 +54,7 @@ class MLP:
         )
         return (hidden,) * len(self.hidden) + (out,)
 
-    def init(self, key: Array, *, gain: float = 1.0, dtype: jnp.dtype = jnp.float32) -> Params:
+    def init(self, key: Array, *, gain: float = 1.0, dtype: DTypeLike = jnp.float32) -> Params:
         """Draw kernels from `N(0, gain^2 / inputs)`; biases are zero."""
         params = []
         for n_in, n_out in zip(self.widths[:-1], self.widths[1:], strict=True):

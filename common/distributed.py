@@ -1,7 +1,6 @@
 """The processes of a run: start-up, roll call, barriers and the end of all when one fails."""
 
 import contextlib
-import functools
 import os
 import re
 import sys
@@ -13,10 +12,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src import distributed as jax_distributed
-from jax._src import xla_bridge
 from jax.experimental import multihost_utils
 
+from common import internals
 from common.preempt import Preempted
 
 STARTUP_SECONDS = 300
@@ -58,28 +56,23 @@ def start(
     process = _number("JAX_PROCESS_ID") if process is None else process
     timeout = timeout or _number("JAX_STARTUP_TIMEOUT") or STARTUP_SECONDS
     given = [value is not None for value in (coordinator, processes, process)]
-    in_use = xla_bridge.backends_are_initialized() and not any(given)
+    in_use = internals.backends_are_initialized() and not any(given)
     if in_use or processes == 1 or jax.distributed.is_initialized():
         return
-    runtime = jax_distributed._jax
-    service = runtime.get_distributed_runtime_service
-    # The coordinator can wait for all and name the missing; JAX has no argument for how long.
-    runtime.get_distributed_runtime_service = functools.partial(
-        service, cluster_register_timeout=timeout
-    )
     patience = threading.Timer(timeout / 4, _say_waiting, (timeout,))
     patience.daemon = True
     patience.start()
     try:
-        jax.distributed.initialize(
-            coordinator,
-            processes,
-            process,
-            # The coordinator's answer, which says more than "deadline exceeded", comes first.
-            initialization_timeout=timeout + 10,
-            heartbeat_timeout_seconds=_number("JAX_HEARTBEAT_TIMEOUT") or HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-        )
+        with internals.registration_timeout(timeout):
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process,
+                # The coordinator's answer, which says more than "deadline exceeded", comes first.
+                initialization_timeout=timeout + 10,
+                heartbeat_timeout_seconds=_number("JAX_HEARTBEAT_TIMEOUT") or HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+            )
     except ValueError as error:
         if any(given):
             raise ValueError(
@@ -88,7 +81,6 @@ def start(
             ) from None
     finally:
         patience.cancel()
-        runtime.get_distributed_runtime_service = service
 
 
 def _number(variable: str) -> int | None:
@@ -101,7 +93,7 @@ def _number(variable: str) -> int | None:
 
 
 def _say_waiting(timeout: int) -> None:
-    state = jax_distributed.global_state
+    state = internals.coordination()
     print(
         f"process {state.process_id} waits for the others at {state.coordinator_address}, "
         f"for {timeout} s at most",
@@ -146,7 +138,7 @@ def barrier(name: str, *, timeout: float | None = None) -> None:
     Raises:
       TimeoutError: naming the processes that did not come.
     """
-    client = jax_distributed.global_state.client
+    client = internals.coordination().client
     if client is None:
         return
     timeout = timeout or _number("JAX_STARTUP_TIMEOUT") or STARTUP_SECONDS

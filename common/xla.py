@@ -1,15 +1,17 @@
 """Settings of XLA that results depend on, made when `common` is imported."""
 
 import os
+import pathlib
 import warnings
 
 import jaxlib
-from jax._src import xla_bridge
+
+from common import internals
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 WRONG = "0.10.2"
-"""This jaxlib hands reductions on a CPU to YNNPACK, whose sums are wrong or NaN for some shapes
-(jax issues 39103, 39257). 0.10.1 does not yet do so."""
+"""This jaxlib, the last one for Python 3.11, hands reductions on a CPU to YNNPACK, whose sums are
+wrong or NaN for some shapes (jax issues 39103, 39257). The sums of 0.12 are right."""
 
 
 def keep_reductions_right() -> None:
@@ -17,13 +19,24 @@ def keep_reductions_right() -> None:
 
     Products of matrices still go to YNNPACK. Processes started from this one inherit the setting.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if jaxlib.__version__ != WRONG or FLAG in flags:
+    if jaxlib.__version__ != WRONG or FLAG in (flags := _flags()):
         return
     os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=-reduce".strip()
-    if xla_bridge.backends_are_initialized():
+    if internals.backends_are_initialized():
         warnings.warn(
             f"jaxlib {WRONG} computes some sums on a CPU wrongly, and it is too late to prevent it "
             f"here: import common before JAX is used, or set XLA_FLAGS={FLAG}=-reduce",
             stacklevel=2,
         )
+
+
+def _flags() -> str:
+    """Return the flags in XLA_FLAGS, which may name a file that holds them instead.
+
+    Raises:
+      OSError: if there is no such file.
+    """
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    if not flags or flags.startswith("-"):
+        return flags
+    return " ".join(pathlib.Path(flags).read_text().split())

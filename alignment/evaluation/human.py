@@ -71,7 +71,8 @@ def _differing(
     a, b, c = choices.values()
     differ = np.flatnonzero((a != b) & (a != c) & (b != c) & (b >= 0) & (c >= 0))
     # How far the best pair is above the second, for the less sure of both.
-    margin = np.min([np.diff(np.sort(s[differ], 1), axis=1)[:, 1] for s in cosines], axis=0)
+    ordered = np.sort(np.stack(cosines)[:, differ])
+    margin = (ordered[..., 2] - ordered[..., 1]).min(0)
     rows = differ[np.argsort(-margin, kind="stable")[:SHOWN]]
     return triplets[rows], {who: choice[rows] for who, choice in choices.items()}
 

@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "configs": set(PACKAGES),
 }
 USES_TORCH = {pathlib.Path("molt5_multitask/metrics/fcd.py")}  # of the extra [fcd], when called
+USES_PRIVATE_JAX = pathlib.Path("common/internals.py")
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
@@ -54,6 +55,7 @@ def unpickles(tree: ast.AST) -> bool:
 
 def violations(path: pathlib.Path, source: str) -> list[str]:
     """List what the file at `path`, relative to the root, imports or calls and must not."""
+    private = ("jax._", "jaxlib._", "jax.interpreters", "jax.lib")
     package, in_nn = path.parts[0], path.parts[:2] == ("common", "nn")
     tree = ast.parse(source, filename=str(path))
     found = []
@@ -65,6 +67,8 @@ def violations(path: pathlib.Path, source: str) -> list[str]:
             found.append(f"{path} imports {name}, which is not installed with the packages")
         if top == "flax" and package == "common" and not in_nn:
             found.append(f"{path} imports {name}: only common/nn may know Flax")
+        if name.startswith(private) and path != USES_PRIVATE_JAX:
+            found.append(f"{path} imports {name}: private names of JAX are for {USES_PRIVATE_JAX}")
         if top in UNPICKLERS:
             found.append(f"{path} imports {name}: nothing unpickles")
         if top == "torch" and path not in USES_TORCH:
@@ -91,6 +95,8 @@ def test_dependencies_run_one_way(path):
         ("born_mlp/diagrams/draw.py", "from ...alignment import losses"),
         ("common/step.py", "from flax import nnx"),
         ("common/step.py", "from tests import conftest"),
+        ("common/step.py", "from jax._src import core"),
+        ("common/step.py", "import importlib\nimportlib.import_module('jax._src.core')"),
         ("alignment/data.py", "import pickle"),
         ("alignment/data.py", "import numpy as np\nnp.load('x', allow_pickle=True)"),
         ("alignment/data.py", "import numpy as np\nnp.load('x', allow_pickle=flag)"),

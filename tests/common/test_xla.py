@@ -22,7 +22,7 @@ def test_sums_of_squares_of_products_are_right(rows):
 
 def test_flags_of_the_user_stay_and_win(monkeypatch):
     monkeypatch.setattr(xla.jaxlib, "__version__", xla.WRONG)
-    monkeypatch.setattr(xla.xla_bridge, "backends_are_initialized", lambda: False)
+    monkeypatch.setattr(xla.internals, "backends_are_initialized", lambda: False)
     for before, after in (
         ("", f"{xla.FLAG}=-reduce"),
         ("--xla_cpu_use_xnnpack=false", f"--xla_cpu_use_xnnpack=false {xla.FLAG}=-reduce"),
@@ -33,8 +33,24 @@ def test_flags_of_the_user_stay_and_win(monkeypatch):
         assert os.environ["XLA_FLAGS"] == after
 
 
+def test_flags_in_a_file_stay_and_win(monkeypatch, tmp_path):
+    monkeypatch.setattr(xla.jaxlib, "__version__", xla.WRONG)
+    monkeypatch.setattr(xla.internals, "backends_are_initialized", lambda: False)
+    file = tmp_path / "flags"
+    file.write_text("--xla_cpu_use_xnnpack=false\n--xla_dump_to=x\n")
+    monkeypatch.setenv("XLA_FLAGS", str(file))
+    xla.keep_reductions_right()
+    after = f"--xla_cpu_use_xnnpack=false --xla_dump_to=x {xla.FLAG}=-reduce"
+    assert os.environ["XLA_FLAGS"] == after
+
+    file.write_text(f"{xla.FLAG}=individual_dot")
+    monkeypatch.setenv("XLA_FLAGS", str(file))
+    xla.keep_reductions_right()
+    assert os.environ["XLA_FLAGS"] == str(file)
+
+
 def test_other_versions_are_left_alone(monkeypatch):
-    monkeypatch.setattr(xla.jaxlib, "__version__", "0.10.1")
+    monkeypatch.setattr(xla.jaxlib, "__version__", "0.12.0.1")
     monkeypatch.setenv("XLA_FLAGS", "")
     xla.keep_reductions_right()
     assert os.environ["XLA_FLAGS"] == ""
@@ -53,7 +69,7 @@ def test_every_package_sets_them(package):
 
 def test_a_warning_when_it_is_too_late(monkeypatch):
     monkeypatch.setattr(xla.jaxlib, "__version__", xla.WRONG)
-    monkeypatch.setattr(xla.xla_bridge, "backends_are_initialized", lambda: True)
+    monkeypatch.setattr(xla.internals, "backends_are_initialized", lambda: True)
     monkeypatch.setenv("XLA_FLAGS", "")
     with pytest.warns(UserWarning, match="import common before JAX is used"):
         xla.keep_reductions_right()

@@ -10,7 +10,9 @@ from born_mlp.physics import reference, scattering
 
 CELLS = 6  # one shape for the property tests: one compilation
 potentials = arrays(np.float64, CELLS, elements=st.floats(-40, 40))
-shallow_potentials = arrays(np.float64, CELLS, elements=st.floats(-2, 2))
+# SciPy's error estimate divides zero by zero where the squares of tiny slopes underflow.
+shallow = st.floats(-2, 2).map(lambda u: 0.0 if abs(u) < 1e-100 else u)
+shallow_potentials = arrays(np.float64, CELLS, elements=shallow)
 some_time = settings(max_examples=40, deadline=None)
 exact = scattering.scattering_length
 
