@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import itertools
+import json
 import os
 import re
 import sys
@@ -13,8 +15,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import clusters, xla_bridge
 from jax._src import distributed as jax_distributed
-from jax._src import xla_bridge
 from jax.experimental import multihost_utils
 
 from common.preempt import Preempted
@@ -25,6 +27,10 @@ HEARTBEAT_SECONDS = 100
 """Silence after which a process counts as dead; JAX_HEARTBEAT_TIMEOUT sets another."""
 SHUTDOWN_SECONDS = 24 * 3600
 """How long finished processes wait for the last. A process that fails ends all others at once."""
+
+
+_agreements = itertools.count()
+"""Numbers the calls of `agree`, which all processes make in the same order."""
 
 
 def start(
@@ -38,8 +44,9 @@ def start(
 
     What is not given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID and
     JAX_STARTUP_TIMEOUT, or else from the cluster that JAX finds itself in: Cloud TPU, GKE, SLURM or
-    Open MPI. Where there is none of it, as on a laptop, nothing happens; nor with
-    JAX_NUM_PROCESSES=1, nor in a process that uses its devices already, such as a notebook.
+    Open MPI. Where there is none of it, as on a laptop, nothing happens; nor for a single process,
+    be it of a cluster: two commands in one SLURM step would end each other; nor in a process that
+    uses its devices already, such as a notebook.
 
     When a process does not come in time, those that did are ended by JAX with a message that names
     the missing ones ("Some timed out task names: 3").
@@ -61,6 +68,15 @@ def start(
     in_use = xla_bridge.backends_are_initialized() and not any(given)
     if in_use or processes == 1 or jax.distributed.is_initialized():
         return
+    if None in (coordinator, processes, process):
+        # JAX would start its service for a single process, too.
+        coordinator, processes, process, _ = (
+            clusters.ClusterEnv.auto_detect_unset_distributed_params(
+                coordinator, processes, process, None, None, timeout
+            )
+        )
+        if processes == 1 or (processes is None and not any(given)):
+            return
     runtime = jax_distributed._jax
     service = runtime.get_distributed_runtime_service
     # The coordinator can wait for all and name the missing; JAX has no argument for how long.
@@ -161,13 +177,20 @@ def barrier(name: str, *, timeout: float | None = None) -> None:
         ) from None
 
 
-def agree(values: list[int]) -> list[int]:
-    """Return the list of process 0 on every process; to be called by all."""
-    if jax.process_count() == 1:
-        return values
-    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
-    own = np.resize(np.asarray(values, np.int32), count)
-    return [int(v) for v in multihost_utils.broadcast_one_to_all(own)]
+def agree(value: Any) -> Any:
+    """Return the value of process 0, of JSON's types, on every process; to be called by all.
+
+    It travels through the coordinator, so that the devices are not waited for.
+    """
+    client = jax_distributed.global_state.client
+    if client is None:
+        return value
+    key = f"agree/{next(_agreements)}"
+    if jax.process_index() == 0:
+        client.key_value_set(key, json.dumps(value))
+        return value
+    # What process 0 does before, such as an evaluation, may take long; its death shows by itself.
+    return json.loads(client.blocking_key_value_get(key, 1000 * SHUTDOWN_SECONDS))
 
 
 def all_true(value: bool) -> bool:

@@ -15,10 +15,11 @@ import jax
 import numpy as np
 import pytest
 
-from common import CheckpointConfig, MetricsEvaluator, OptimConfig, ParamGroup, StepConfig, train
+from common import CheckpointConfig, OptimConfig, ParamGroup, StepConfig, train
 from common.checkpoint import Checkpoints
 from common.data import ArrayData
 from common.data.arrays import WHOLE
+from common.preempt import StopRequest
 from common.writers import TensorBoardWriter
 from tests.common.test_resume import assert_same_state, lines, saved_steps
 from tests.common.toy import Toy, experiment
@@ -202,20 +203,21 @@ def test_several_processes_do_not_go_on_after_a_failed_save(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("on_failure", ["stop", "continue"])
 def test_a_stop_that_cannot_save_is_a_failure(on_failure, no_large_files, tmp_path, monkeypatch):
-    evaluate = MetricsEvaluator.__call__
+    batch = ArrayData.batch
 
-    def stop_with_a_full_disk(self, params, mesh):
-        while saved_steps(tmp_path) != [4]:
-            time.sleep(0.01)
-        no_large_files()
-        os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(self, params, mesh)
+    def stop_with_a_full_disk(self, step, part=WHOLE):
+        if step == 8:
+            while saved_steps(tmp_path) != [4]:
+                time.sleep(0.01)
+            no_large_files()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(self, step, part)
 
-    monkeypatch.setattr(MetricsEvaluator, "__call__", stop_with_a_full_disk)
+    monkeypatch.setattr(ArrayData, "batch", stop_with_a_full_disk)
+    monkeypatch.setattr(StopRequest, "_requested", False)  # it would outlive the run
     checkpoint = CheckpointConfig(every=4, on_failure=on_failure)
-    task = dataclasses.replace(WIDE, eval_every=8)
     with pytest.raises(OSError, match=r"could not be written to .*File too large"):
-        train(experiment(task, checkpoint=checkpoint, workdir=str(tmp_path)))
+        train(experiment(WIDE, checkpoint=checkpoint, workdir=str(tmp_path)))
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def test_a_stopped_run_resumes_bitwise(settings, stop, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("owner", "method", "stops_at"),
-    [(Toy, "loss", 0), (MetricsEvaluator, "__call__", 4), (Checkpoints, "save", 5)],
+    [(Toy, "loss", 0), (MetricsEvaluator, "__call__", 4), (Checkpoints, "save", 4)],
     ids=["while compiling", "while evaluating", "while saving"],
 )
 def test_a_signal_is_honoured_whenever_it_comes(owner, method, stops_at, tmp_path, monkeypatch):
