@@ -40,7 +40,8 @@ def take_parameters(params: Params, path: PathLike, patterns: Sequence[str]) -> 
     wanted = _select(params, patterns)
     checkpoint = _find(path)
     try:
-        state = ocp.metadata(checkpoint).metadata["state"]
+        recorded = ocp.metadata(checkpoint).metadata
+        state = recorded["state"]
         field = "params" if state.get("ema") is None else "ema"
         there = dict(named_leaves(state[field]))
     except Exception as error:  # Orbax raises many types for a torn or foreign checkpoint.
@@ -57,24 +58,18 @@ def take_parameters(params: Params, path: PathLike, patterns: Sequence[str]) -> 
         )
 
     def abstract(key: Any, leaf: Any) -> Any:
-        if (name := path_name(key)) not in wanted:
-            return ocp.PLACEHOLDER
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=wanted[name].sharding)
+        name = path_name(key)
+        sharding = NamedSharding(mesh, PartitionSpec())
+        if name.startswith(prefix) and name.removeprefix(prefix) in wanted:
+            sharding = wanted[name.removeprefix(prefix)].sharding
+        elif name != "checksums":
+            return ocp.PLACEHOLDER  # is not read
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    mesh = jax.tree.leaves(params)[0].sharding.mesh
-    sums = ocp.metadata(checkpoint).metadata["checksums"]
+    mesh, prefix = jax.tree.leaves(params)[0].sharding.mesh, f"state/{field}/"
     try:
-        with reading_alone() as context:
-            context.pytree.loading.partial_load = True
-            read = ocp.load(
-                checkpoint,
-                {
-                    "state": {field: jax.tree_util.tree_map_with_path(abstract, state[field])},
-                    "checksums": jax.ShapeDtypeStruct(
-                        sums.shape, sums.dtype, sharding=NamedSharding(mesh, PartitionSpec())
-                    ),
-                },
-            )
+        with reading_alone():
+            read = ocp.load(checkpoint, jax.tree_util.tree_map_with_path(abstract, recorded))
     except Exception as error:
         raise _unreadable(checkpoint, str(error) or repr(error)) from error
     found = {name: leaf for name, leaf in named_leaves(read["state"][field]) if name in wanted}
@@ -116,7 +111,7 @@ def _find(path: PathLike) -> epath.Path:
     saved = folder / "checkpoints"
     steps = [int(p.name) for p in saved.iterdir() if p.name.isdigit()] if saved.is_dir() else []
     candidates = [saved / str(step) for step in sorted(steps, reverse=True)] or [folder]
-    found = next((str(c) for c in candidates if ocp.is_orbax_checkpoint(c)), None)
+    found = next((str(c) for c in candidates if (c / "_CHECKPOINT_METADATA").exists()), None)
     found = distributed.agree(found)  # that run may be going on
     if found is None:
         raise ValueError(
