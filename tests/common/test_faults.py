@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from common import CheckpointConfig, OptimConfig, ParamGroup, StepConfig, train
+from common import CheckpointConfig, LogConfig, OptimConfig, ParamGroup, StepConfig, train
 from common.checkpoint import Checkpoints
 from common.data import ArrayData
 from common.data.arrays import WHOLE
@@ -80,6 +80,29 @@ def test_a_fault_stops_the_run_where_the_config_says_so(tmp_path):
     with pytest.raises(FloatingPointError, match=r"step 6 \(batch 6\) was not finite: loss not"):
         train(config)
     assert saved_steps(tmp_path) == [4]
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "stop"])
+def test_the_last_part_of_a_window_is_checked_and_logged(nonfinite, tmp_path):
+    log = LogConfig(every=8, tensorboard=False, progress=False)
+    config = experiment(
+        Poisoned(batch=10), step=StepConfig(nonfinite=nonfinite), log=log, workdir=str(tmp_path)
+    )
+    if nonfinite == "stop":
+        with pytest.raises(FloatingPointError, match=r"step 10 \(batch 10\) was not finite"):
+            train(config)
+        assert saved_steps(tmp_path) == [4, 8]
+        return
+    train(config)
+    logged = [row for row in lines(tmp_path) if "train/loss" in row]
+    assert [row["step"] for row in logged] == [8, 12]
+    assert logged[-1]["train/skipped"] == 0.25
+
+
+def test_a_short_run_of_which_nothing_is_finite_fails():
+    config = experiment(Poisoned(batch=0), steps=1, log=LogConfig(every=100, progress=False))
+    with pytest.raises(FloatingPointError, match="nor was any other step of its logging window"):
+        train(config)
 
 
 @pytest.mark.parametrize("batch", [1, 6])
