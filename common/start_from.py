@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from orbax.checkpoint import v1 as ocp
 
 from common import distributed
@@ -59,7 +59,7 @@ def take_parameters(params: Params, path: PathLike, patterns: Sequence[str]) -> 
 
     def abstract(key: Any, leaf: Any) -> Any:
         name = path_name(key)
-        sharding = NamedSharding(mesh, PartitionSpec())
+        sharding: Sharding = NamedSharding(mesh, PartitionSpec())
         if name.startswith(prefix) and name.removeprefix(prefix) in wanted:
             sharding = wanted[name.removeprefix(prefix)].sharding
         elif name != "checksums":
