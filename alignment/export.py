@@ -161,7 +161,7 @@ def restore(workdir: PathLike) -> tuple[Experiment[Any], Params]:
     if kind not in TASKS:
         raise ValueError(f"{path} is a run of {kind}; known are {', '.join(TASKS)}")
     experiment: Experiment[Any] = from_json(Experiment[TASKS[kind]], path.read_text())  # type: ignore[valid-type]
-    with Checkpoints(workdir, experiment.checkpoint) as checkpoints:
+    with Checkpoints(workdir, experiment.checkpoint, read_only=True) as checkpoints:
         state = checkpoints.restore(prepare(experiment).abstract_state)
     if state is None:
         raise FileNotFoundError(f"{workdir} holds no checkpoint")

@@ -4,7 +4,10 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import textwrap
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
 import jax
@@ -16,13 +19,14 @@ from orbax.checkpoint import v1 as ocp
 from common import distributed
 from common.choices import check_choice
 from common.config import diff
-from common.files import PathLike, absolute
+from common.files import PathLike, absolute, explained, replace
 from common.preempt import Preempted
 from common.tree import named_leaves
 
 logger = logging.getLogger(__name__)
 
 OnFailure = Literal["stop", "continue"]
+Best = Literal["min", "max"]
 
 FREE_KEYS = ("workdir", "log.", "checkpoint.", "mesh.", "hang_timeout")
 """Config keys that may change between a checkpoint and the run that resumes it."""
@@ -33,9 +37,16 @@ class CheckpointConfig:
     """When the state is saved, and how many checkpoints are kept."""
 
     every: int = 1000
-    """Cadence in steps; the end of a run, and a request to stop, save too."""
+    """Cadence in steps; an evaluation, the end of a run, and a request to stop save before, too."""
+    every_minutes: float | None = None
+    """Save, besides, when this time has gone by since the last save; the clock of the first process
+    is looked at every `log.every` steps."""
     keep: int = 2
     """Newest checkpoints to keep; more than one, so that a torn one can be passed over."""
+    keep_best: str | None = None
+    """Evaluated number, such as `test/loss`, whose best checkpoint is kept, too."""
+    best: Best = "min"
+    """Whether the best is the smallest or the largest."""
     keep_every: int | None = None
     """Steps whose multiples are kept for good; None keeps no others."""
     on_failure: OnFailure = "stop"
@@ -48,6 +59,9 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise ValueError(f"checkpoint.keep must be at least 1, got {self.keep}")
+        check_choice("checkpoint.best", self.best, get_args(Best))
+        if self.every_minutes is not None and not self.every_minutes > 0:
+            raise ValueError(f"checkpoint.every_minutes must be positive, got {self.every_minutes}")
         check_choice("checkpoint.on_failure", self.on_failure, get_args(OnFailure))
         if self.keep_every is not None and self.keep_every < 1:
             raise ValueError(f"checkpoint.keep_every must be positive, got {self.keep_every}")
@@ -77,6 +91,8 @@ def _checksums(state: Any, *, folds: int) -> Array:
     def total(leaf: Array) -> Array:
         if leaf.dtype == bool:
             leaf = leaf.astype(jnp.uint8)
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            return total(leaf.real) + total(leaf.imag)
         bits = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
         words = jax.lax.bitcast_convert_type(leaf, bits).astype(jnp.uint32)
         if folds == 1:
@@ -90,14 +106,44 @@ def _checksums(state: Any, *, folds: int) -> Array:
     return jnp.stack([total(leaf) for leaf in jax.tree.leaves(state)])
 
 
+def reading_alone() -> ocp.Context:
+    """Return a context in which each process reads on its own, and can say then whether it could.
+
+    With Orbax's barrier, all would wait for one that failed.
+    """
+    me = jax.process_index()
+    context = ocp.Context()
+    context.multiprocessing.primary_host = me
+    context.multiprocessing.active_processes = {me}
+    return context
+
+
+class _Best:
+    """Orbax's policy that preserves the checkpoint whose evaluated number is the best so far."""
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+        self.value = math.nan
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:  # noqa: ARG002
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
+
+
 class Checkpoints:
     """The checkpoints of one run, below `workdir/checkpoints`.
 
     Saving is asynchronous: the state is copied to the host, then written by a thread while training
     goes on. Use it as a context manager; leaving it waits for the last write.
+
+    Args:
+      workdir: the work folder.
+      config: when to save and what to keep.
+      read_only: leave alone what another process may be writing at the moment.
     """
 
-    def __init__(self, workdir: PathLike, config: CheckpointConfig) -> None:
+    def __init__(
+        self, workdir: PathLike, config: CheckpointConfig, *, read_only: bool = False
+    ) -> None:
         if config.on_failure == "continue" and jax.process_count() > 1:
             raise ValueError(
                 'checkpoint.on_failure = "continue" is for one process: of several, the others '
@@ -108,16 +154,19 @@ class Checkpoints:
         self._workdir = absolute(workdir)
         self._folder = self._workdir / "checkpoints"
         policies = ocp.training.preservation_policies
-        preserve: list[Any] = [policies.LatestN(config.keep)]
+        self._best = _Best()
+        preserve: list[Any] = [policies.LatestN(config.keep), self._best]
         if config.keep_every is not None:
             preserve.append(policies.EveryNSteps(config.keep_every))
         self._failure: Exception | None = None
+        self._writing: ocp.AsyncResponse[bool] | None = None
+        self._saved_at = time.monotonic()
         self._orbax = ocp.training.Checkpointer(
             self._folder,
             # The loop decides when to save (`force`); Orbax's own default saves continuously.
             save_decision_policy=ocp.training.save_decision_policies.SpecificStepsPolicy(()),
             preservation_policy=policies.AnyPreservationPolicy(preserve),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
         )
 
     def __enter__(self) -> Self:
@@ -125,17 +174,44 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         failure = self._failure
-        try:
-            self._orbax.close()
-        except Exception as last:
-            failure = last
+        for end in (self._wait, self._orbax.close):
+            try:
+                end()
+            except Exception as last:
+                failure = last
         if failure is not None:
             if kind in (None, Preempted):  # a run that was stopped says that it has saved
                 raise self._not_written(failure) from failure
             logger.warning("while stopping: %s", self._not_written(failure))
 
+    def due(self, step: int, *, look_at_clock: bool) -> bool:
+        """Whether the state of `step` is to be saved; to be called by all processes.
+
+        Args:
+          step: the step.
+          look_at_clock: whether `every_minutes` counts here; processes then wait for the first.
+        """
+        if step % self._config.every == 0:
+            return True
+        if self._config.every_minutes is None or not look_at_clock:
+            return False
+        elapsed = time.monotonic() - self._saved_at
+        return bool(distributed.agree(elapsed >= 60 * self._config.every_minutes))
+
+    def evaluated(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Take what was evaluated at a step that has a checkpoint: `keep_best` goes by it."""
+        value = numbers.get(self._config.keep_best or "", math.nan)
+        if not math.isfinite(value) or step not in {c.step for c in self._orbax.checkpoints}:
+            return
+        best = self._best
+        if best.step is None or (
+            value < best.value if self._config.best == "min" else value > best.value
+        ):
+            best.step, best.value = step, value
+
     def save(self, step: int, state: Any) -> None:
         """Start saving the state of `step`; a failure of an earlier save is raised here."""
+        self._saved_at = time.monotonic()
         tree = {"state": state, "checksums": checksums(state)}
         self._failure = self._start(step, tree)
         if self._failure is None:
@@ -151,14 +227,24 @@ class Checkpoints:
     def _start(self, step: int, tree: Any) -> Exception | None:
         """Start saving; return the failure of this save, or of the one before."""
         try:
+            self._wait()
             try:
-                self._orbax.save_async(step, tree, force=True)
+                self._writing = self._orbax.save_async(step, tree, force=True)
             except ocp.training.errors.StepAlreadyExistsError:
                 # A torn checkpoint of this very step was passed over: replace it.
-                self._orbax.save_async(step, tree, force=True, overwrite=True)
+                self._writing = self._orbax.save_async(step, tree, force=True, overwrite=True)
         except Exception as failure:  # Orbax raises many types.
             return failure
         return None
+
+    def _wait(self) -> None:
+        """Wait for the save that is under way, and raise its failure.
+
+        Orbax's thread of a save, with its descriptors, ends only when its result is taken.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
 
     def _not_written(self, failure: Exception) -> OSError:
         reason = textwrap.shorten(str(failure) or repr(failure), 600)
@@ -167,19 +253,34 @@ class Checkpoints:
             "permissions, then the same command resumes from the newest complete checkpoint"
         )
 
-    def adopt_config(self, config: dict[str, Any]) -> None:
+    def adopt_config(self, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Record the config of the run, or refuse it if the checkpoints belong to another.
+
+        Returns:
+          `{dotted key: (old, new)}` of what differs from the config of the checkpoints.
 
         Raises:
           ValueError: with the differing keys, when checkpoints exist whose config differs in more
-            than `FREE_KEYS` and `accept_config_change`; or when the processes' configs differ.
+            than `FREE_KEYS` and `accept_config_change`; when their config cannot be read; or when
+            the processes' configs differ.
         """
         distributed.check_same(json.dumps(config), "config")
         path = self._workdir / "config.json"
-        if self._orbax.checkpoints and path.exists():
+        differing: dict[str, tuple[Any, Any]] = {}
+        if self._orbax.checkpoints:
+            try:
+                recorded = json.loads(path.read_bytes())
+            except (FileNotFoundError, ValueError) as error:
+                what = "is missing" if isinstance(error, FileNotFoundError) else "is not JSON"
+                raise ValueError(
+                    f"{self._folder} holds checkpoints, but {path}, which says of what config they "
+                    f"are, {what}; put it back (manifest.json holds the config of each start), or "
+                    "use another workdir"
+                ) from None
+            differing = diff(recorded, config)
             changed = {
                 key: pair
-                for key, pair in diff(json.loads(path.read_text()), config).items()
+                for key, pair in differing.items()
                 if not key.startswith(FREE_KEYS + self._config.accept_config_change)
             }
             if changed:
@@ -192,9 +293,9 @@ class Checkpoints:
                     "name what may differ: --checkpoint.accept_config_change " + " ".join(changed)
                 )
         if jax.process_index() == 0:
-            draft = path.with_suffix(".json.tmp")
-            draft.write_text(json.dumps(config, indent=2))
-            draft.replace(path)
+            with explained(path):
+                replace(path, json.dumps(config, indent=2).encode())
+        return differing
 
     def restore(self, abstract_state: Any, *, through: int | None = None) -> Any | None:
         """Return the newest state that can be read, laid out as `abstract_state`.
@@ -235,15 +336,9 @@ class Checkpoints:
         sums = jax.ShapeDtypeStruct(
             (len(names),), jnp.uint32, sharding=abstract_state.step.sharding
         )
-        # Each process reads on its own, and says then whether it could: with Orbax's barrier, all
-        # would wait for the one that failed.
-        me = jax.process_index()
-        alone = ocp.Context()
-        alone.multiprocessing.primary_host = me
-        alone.multiprocessing.active_processes = {me}
         reason, found = "", None
         try:
-            with alone:
+            with reading_alone():
                 found = ocp.load(
                     self._folder / str(step), {"state": abstract_state, "checksums": sums}
                 )

@@ -71,8 +71,8 @@ def main(run: Callable[[Any], Any], argv: Sequence[str] | None = None) -> None:
       argv: the arguments; those of the process by default.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    with distributed.joined(), _one_line_errors(run):
-        action = args.pop(0) if args and args[0] in COMMANDS else "train"
+    action = args.pop(0) if args and args[0] in COMMANDS else "train"
+    with _together(args, many=action in ("train", "sweep")), _one_line_errors(run):
         if not args or args[0].startswith("-"):
             print(USAGE, file=sys.stdout if args in (["-h"], ["--help"]) else sys.stderr)
             sys.exit(0 if args in (["-h"], ["--help"]) else 2)
@@ -107,9 +107,16 @@ def command(
       argv: the arguments; those of the process by default.
       processes: "many" for one that divides its work among the processes of a cluster.
     """
-    together = distributed.joined() if processes == "many" else contextlib.nullcontext()
-    with together, _one_line_errors(run):
-        run(tyro.cli(arguments, args=argv, prog=shlex.join(["python", *module_or_script()])))
+    args = list(sys.argv[1:] if argv is None else argv)
+    with _together(args, many=processes == "many"), _one_line_errors(run):
+        run(tyro.cli(arguments, args=args, prog=shlex.join(["python", *module_or_script()])))
+
+
+def _together(args: Sequence[str], *, many: bool) -> contextlib.AbstractContextManager[None]:
+    """Join the other processes of a cluster, for what many do together and not to show the help."""
+    if many and not {"-h", "--help"} & set(args):
+        return distributed.joined()
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager

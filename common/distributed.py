@@ -1,6 +1,8 @@
 """The processes of a run: start-up, roll call, barriers and the end of all when one fails."""
 
 import contextlib
+import itertools
+import json
 import os
 import re
 import sys
@@ -25,6 +27,10 @@ SHUTDOWN_SECONDS = 24 * 3600
 """How long finished processes wait for the last. A process that fails ends all others at once."""
 
 
+_agreements = itertools.count()
+"""Numbers the calls of `agree`, which all processes make in the same order."""
+
+
 def start(
     coordinator: str | None = None,
     processes: int | None = None,
@@ -36,8 +42,9 @@ def start(
 
     What is not given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID and
     JAX_STARTUP_TIMEOUT, or else from the cluster that JAX finds itself in: Cloud TPU, GKE, SLURM or
-    Open MPI. Where there is none of it, as on a laptop, nothing happens; nor with
-    JAX_NUM_PROCESSES=1, nor in a process that uses its devices already, such as a notebook.
+    Open MPI. Where there is none of it, as on a laptop, nothing happens; nor for a single process,
+    be it of a cluster: two commands in one SLURM step would end each other; nor in a process that
+    uses its devices already, such as a notebook.
 
     When a process does not come in time, those that did are ended by JAX with a message that names
     the missing ones ("Some timed out task names: 3").
@@ -59,6 +66,13 @@ def start(
     in_use = internals.backends_are_initialized() and not any(given)
     if in_use or processes == 1 or jax.distributed.is_initialized():
         return
+    if None in (coordinator, processes, process):
+        # JAX would start its service for a single process, too.
+        coordinator, processes, process = internals.detect_cluster(
+            coordinator, processes, process, timeout
+        )
+        if processes == 1 or (processes is None and not any(given)):
+            return
     patience = threading.Timer(timeout / 4, _say_waiting, (timeout,))
     patience.daemon = True
     patience.start()
@@ -153,13 +167,20 @@ def barrier(name: str, *, timeout: float | None = None) -> None:
         ) from None
 
 
-def agree(values: list[int]) -> list[int]:
-    """Return the list of process 0 on every process; to be called by all."""
-    if jax.process_count() == 1:
-        return values
-    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(values))))
-    own = np.resize(np.asarray(values, np.int32), count)
-    return [int(v) for v in multihost_utils.broadcast_one_to_all(own)]
+def agree(value: Any) -> Any:
+    """Return the value of process 0, of JSON's types, on every process; to be called by all.
+
+    It travels through the coordinator, so that the devices are not waited for.
+    """
+    client = jax_distributed.global_state.client
+    if client is None:
+        return value
+    key = f"agree/{next(_agreements)}"
+    if jax.process_index() == 0:
+        client.key_value_set(key, json.dumps(value))
+        return value
+    # What process 0 does before, such as an evaluation, may take long; its death shows by itself.
+    return json.loads(client.blocking_key_value_get(key, 1000 * SHUTDOWN_SECONDS))
 
 
 def all_true(value: bool) -> bool:

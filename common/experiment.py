@@ -43,6 +43,13 @@ class Experiment(Generic[TaskT]):
     """Seed of the parameters, the random streams and the data order."""
     workdir: str | None = None
     """Folder of logs and checkpoints; None writes nothing and keeps no checkpoint."""
+    start_from: str | None = None
+    """Work folder of another run, or one of its checkpoints (`RUN/checkpoints/500`), whose
+    parameters this one starts from: the averaged ones where they are kept. Read at step 0, and not
+    when this run resumes."""
+    start_from_parameters: tuple[str, ...] = (".*",)
+    """Regular expressions of the whole names of the parameters to take over; the others keep their
+    initial or pretrained values."""
     optim: OptimConfig = OptimConfig()
     """The optimizer."""
     step: StepConfig = StepConfig()
@@ -63,6 +70,8 @@ class Experiment(Generic[TaskT]):
             raise ValueError(
                 f"steps and batch_size must be positive; got {self.steps} and {self.batch_size}"
             )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be at least 0 and under 2**32, got {self.seed}")
         cadences = {
             "steps": self.steps,
             "log.every": self.log.every,

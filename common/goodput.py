@@ -14,6 +14,7 @@ from etils import epath
 from common import report
 from common.files import AppendingFile
 from common.perf import TRAINING
+from common.writers import json_number
 
 FILE = "goodput.jsonl"
 """Name of the account in the work folder."""
@@ -39,7 +40,8 @@ class GoodputLog:
         """Record that `step` steps are done after these seconds."""
         if self._file is None:
             return
-        line = {"start": self._start, "time": time.time(), "step": step, "loss": loss}
+        number = None if loss is None else json_number(loss)
+        line = {"start": self._start, "time": time.time(), "step": step, "loss": number}
         rounded = {name: round(value, 3) for name, value in seconds.items()}
         self._file.append((json.dumps(line | {"seconds": rounded}) + "\n").encode())
 
@@ -62,7 +64,8 @@ class Start:
     lost_seconds: float
     """Time that those took, all activities together, as far as it was recorded."""
     down_seconds: float
-    """From its last line to the next start: what was not recorded, and waiting for machines."""
+    """From its last line to the next start: what was not recorded, and waiting for machines. Zero
+    if the clock was set back meanwhile."""
 
     @property
     def seconds(self) -> Mapping[str, float]:
@@ -150,9 +153,10 @@ def _starts(groups: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[Start]:
             lost_seconds=sum(lines[-1]["seconds"].values()) - sum(kept["seconds"].values())
             if lines[-1]["step"] > resumed
             else 0.0,
-            down_seconds=following[0]["time"]
-            - sum(following[0]["seconds"].values())
-            - lines[-1]["time"],
+            down_seconds=max(
+                0.0,
+                following[0]["time"] - sum(following[0]["seconds"].values()) - lines[-1]["time"],
+            ),
         )
 
 
@@ -164,6 +168,9 @@ def _read(path: epath.Path) -> list[dict[str, Any]]:
     """Read the lines of an account; a last one that a crash tore is left out."""
     *lines, _ = path.read_text().split("\n")
     try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
+        found = [json.loads(line) for line in lines]
+        for line in found:
+            line["loss"] = None if line["loss"] is None else float(line["loss"])  # "NaN" is one
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the account of a run ({error}); move it away") from None
+    return found

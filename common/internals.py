@@ -43,6 +43,20 @@ def coordination() -> Any:
     return _private("jax._src.distributed", "global_state")
 
 
+def detect_cluster(
+    coordinator: str | None, processes: int | None, process: int | None, timeout: int
+) -> tuple[str | None, int | None, int | None]:
+    """Fill in what is None from the cluster that this process is in; None where there is none.
+
+    `jax.distributed.initialize` does this too, but starts its service at once.
+    """
+    clusters = _private("jax._src.clusters", "ClusterEnv")
+    found = clusters.auto_detect_unset_distributed_params(
+        coordinator, processes, process, None, None, timeout
+    )
+    return found[0], found[1], found[2]
+
+
 @contextlib.contextmanager
 def registration_timeout(seconds: int) -> Iterator[None]:
     """Have the coordinator wait for processes to register, and name the missing, for a while.

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import math
 import os
 import pathlib
@@ -17,6 +18,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import PyTree
 
 from common.chips import find_chip
+
+logger = logging.getLogger(__name__)
 
 Activity = Literal["init", "compile", "data", "step", "eval", "save"]
 TRAINING = ("step", "data", "other")
@@ -182,7 +185,7 @@ class Profiler:
         if self._previous is not None:
             signal.signal(signal.SIGUSR1, self._previous)
         if self._tracing:
-            jax.profiler.stop_trace()
+            self._trace(start=False)
 
     def _ask(self, signum: int, frame: types.FrameType | None) -> None:  # noqa: ARG002
         self._asked = True
@@ -203,12 +206,21 @@ class Profiler:
         inside = any(step in window for window in self._windows)
         if inside != self._tracing:
             jax.block_until_ready(state)
-            if inside:
+            self._trace(start=inside)
+        self._windows = [window for window in self._windows if step < window.stop]
+
+    def _trace(self, *, start: bool) -> None:
+        """Start or stop the trace; one that the user's program has under way is left alone."""
+        self._tracing = start
+        try:
+            if start:
                 jax.profiler.start_trace(self._folder)
             else:
                 jax.profiler.stop_trace()
-            self._tracing = inside
-        self._windows = [window for window in self._windows if step < window.stop]
+        except RuntimeError as error:
+            logger.warning("no whole trace in %s: %s", self._folder, error)
+            self._tracing = False
+            self._windows.clear()
 
 
 def memory_in_use() -> dict[str, float]:

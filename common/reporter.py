@@ -1,22 +1,75 @@
 """What the loop finds out, on its way to the logs: metrics one call late, speed, faults."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from common import faults, metrics
+from common import distributed, faults, metrics
 from common.goodput import GoodputLog
-from common.perf import Ledger, memory_in_use, utilization
+from common.perf import Ledger, memory_in_use, param_count, utilization
 from common.progress import Progress
 from common.setup import Setup
 from common.state import Fault, TrainState
-from common.writers import Writer
+from common.tree import match_rules
+from common.writers import Writer, read_log
 
 logger = logging.getLogger(__name__)
 
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
+def heading(setup: Setup, start: int) -> str:
+    """Say in a line what is about to be trained, on what and where."""
+    experiment, mesh = setup.experiment, setup.mesh
+    params = setup.abstract_state.params
+    rules = [(group.pattern, group.freeze) for group in experiment.optim.groups]
+    frozen = match_rules(rules or [(".*", False)], params, what="parameter group")
+    count = param_count(params)
+    fixed = param_count(
+        [p for p, f in zip(*map(jax.tree.leaves, (params, frozen)), strict=True) if f]
+    )
+    axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+    parts = [
+        f"{mesh.size} x {mesh.devices.flat[0].device_kind}" + (f" ({axes})" if axes else ""),
+        f"{count - fixed:,} trained" + (f" and {fixed:,} frozen" * (fixed > 0)) + " parameters",
+        f"batch {experiment.batch_size}",
+        f"steps {start} to {experiment.steps}",
+        experiment.workdir or "no work folder",
+    ]
+    return ", ".join(parts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Past:
+    """What earlier starts of the run have logged, up to the step at which this one begins."""
+
+    latest: dict[str, float]
+    """The last value of each number."""
+    here: list[str]
+    """The numbers that were logged at the step itself."""
+    evaluated: list[tuple[int, dict[str, float]]]
+    """Steps and values of the number that `checkpoint.keep_best` names."""
+
+    def has_logged(self, evaluator: str) -> bool:
+        """Whether an evaluator has logged its numbers at the step itself."""
+        return any(name.startswith(f"{evaluator}/") for name in self.here)
+
+
+def read_past(workdir: str | None, start: int, keep_best: str | None) -> Past:
+    """Read the log of a run that begins at step `start`, whose later lines have been dropped.
+
+    To be called by all processes: the first one reads for all.
+    """
+    lines = read_log(workdir) if workdir is not None and jax.process_index() == 0 else []
+    past = Past(
+        latest={name: value for _, values in lines for name, value in values.items()},
+        here=[name for step, values in lines if step == start for name in values],
+        evaluated=[(s, {keep_best: v[keep_best]}) for s, v in lines if keep_best in v],
+    )
+    return Past(**distributed.agree(dataclasses.asdict(past)))
 
 
 class Reporter:
@@ -29,14 +82,21 @@ class Reporter:
         progress: Progress,
         ledger: Ledger,
         goodput: GoodputLog,
+        *,
+        start: int,
+        latest: Mapping[str, float],
     ) -> None:
+        """Begin at step `start`, where `latest` holds what was logged last before."""
         self._setup, self._writers, self._progress = setup, writers, progress
         self._ledger, self._goodput = ledger, goodput
         self._pending: tuple[int, metrics.Metrics, Fault] | None = None
-        self.latest: dict[str, float] = {}
+        self._counted = start
+        self.latest = dict(latest)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write numbers that are known."""
+        if not values:
+            return
         self.latest |= values
         for writer in self._writers:
             writer.write(step, values)
@@ -56,7 +116,9 @@ class Reporter:
         if values["skipped"] > 0:
             self._not_finite(jax.device_get(fault), all_skipped=values["skipped"] == 1)
         train = {f"train/{name}": value for name, value in values.items()}
-        self.write(step, train | {f"perf/{name}": value for name, value in self._speed().items()})
+        self.write(
+            step, train | {f"perf/{name}": value for name, value in self._speed(step).items()}
+        )
         self._goodput.write(step, self._ledger.seconds(), values["loss"])
 
     def _not_finite(self, fault: Fault, *, all_skipped: bool) -> None:
@@ -79,10 +141,11 @@ class Reporter:
             )
         logger.warning("skipped: %s", what)
 
-    def _speed(self) -> dict[str, float]:
+    def _speed(self, step: int) -> dict[str, float]:
         experiment = self._setup.experiment
-        every = experiment.log.every
-        self._ledger.completed(steps=every, examples=every * experiment.batch_size)
+        # A window that a resumed run completes is not all of its own doing.
+        count, self._counted = step - self._counted, step
+        self._ledger.completed(steps=count, examples=count * experiment.batch_size)
         speed = self._ledger.rates()
         flops = experiment.task.flops(experiment.batch_size)
         if speed and flops is not None:

@@ -12,8 +12,10 @@ from common.evaluate import Evaluator
 from common.experiment import Experiment
 from common.mesh import check_batch, make_mesh
 from common.optim import make_optimizer
+from common.start_from import take_parameters
 from common.state import TrainState, lay_out, make_init, place_params
 from common.step import abstract_metrics, make_train_step
+from common.tree import named_leaves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class Setup:
     """Shapes and shardings of the training state."""
     init_state: Callable[[], TrainState]
     """Makes the state of step 0 on the devices, every array directly in its layout."""
+    evaluators: tuple[Evaluator, ...]
+    """What is computed on the parameters at a cadence."""
     train_step: Any
     """Jitted `(state, batches) -> (state, metrics)`; it takes over the state's memory."""
 
@@ -49,16 +53,14 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
     """
     mesh = make_mesh(experiment.mesh, devices)
     task = experiment.task
-    for evaluator in task.evaluators():
-        _check_cadence(evaluator, experiment.step.per_call)
+    evaluators = tuple(task.evaluators())
+    _check_evaluators(evaluators, experiment)
     params = jax.eval_shape(task.init, jax.random.key(experiment.seed))
+    _check_parameters(params)
     optimizer = make_optimizer(experiment.optim, params, steps=experiment.steps)
     data = task.data(batch_size=experiment.batch_size, seed=experiment.seed)
     spec = data.spec()
-    lengths = {name: leaf.shape[0] for name, leaf in spec.items()}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"the arrays of a batch hold different numbers of examples: {lengths}")
-    examples = next(iter(lengths.values()))
+    examples = _count_examples(spec)
     check_batch(experiment.batch_size, examples, experiment.step.accumulate, mesh)
     init = make_init(
         task,
@@ -73,9 +75,17 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
 
     def init_state() -> TrainState:
         params = task.pretrained()
-        if params is None:
-            return jitted_init()
-        return jitted_init(place_params(params, abstract_state.params))
+        if params is not None:
+            params = place_params(params, abstract_state.params)
+        state = jitted_init(params)
+        if experiment.start_from is None:
+            return state
+        # The state is made anew: the optimizer's may depend on the parameters.
+        params = state.params
+        del state
+        return jitted_init(
+            take_parameters(params, experiment.start_from, experiment.start_from_parameters)
+        )
 
     step = make_train_step(task, optimizer, experiment.step, log_every=experiment.log.every)
     return Setup(
@@ -85,13 +95,48 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
         examples=examples,
         abstract_state=abstract_state,
         init_state=init_state,
+        evaluators=evaluators,
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, shardings.window)),
     )
 
 
-def _check_cadence(evaluator: Evaluator, per_call: int) -> None:
-    if evaluator.every < 1 or evaluator.every % per_call:
+def _check_evaluators(evaluators: Sequence[Evaluator], experiment: Experiment[Any]) -> None:
+    per_call, best = experiment.step.per_call, experiment.checkpoint.keep_best
+    for evaluator in evaluators:
+        if evaluator.every < 1 or evaluator.every % per_call:
+            raise ValueError(
+                f"evaluator {evaluator.name!r} runs every {evaluator.every} steps; that must be a "
+                f"positive multiple of step.per_call = {per_call}"
+            )
+    names = [evaluator.name for evaluator in evaluators]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(
-            f"evaluator {evaluator.name!r} runs every {evaluator.every} steps; that must be a "
-            f"positive multiple of step.per_call = {per_call}"
+            f"two evaluators are called {', '.join(twice)}: their numbers would be mixed up; give "
+            "each a name of its own"
         )
+    if best is not None and not any(best.startswith(f"{name}/") for name in names):
+        raise ValueError(
+            f"checkpoint.keep_best = {best!r} is no number of an evaluator; it must begin with "
+            + (" or ".join(f"{name}/" for name in names) or "its name, and this task has none")
+        )
+
+
+def _check_parameters(params: Any) -> None:
+    named = named_leaves(params)
+    if not named:
+        raise ValueError("the task's init returns no parameters: there is nothing to train")
+    if empty := [f"{name} {leaf.shape}" for name, leaf in named if not leaf.size]:
+        raise ValueError(
+            f"parameters without elements cannot be saved: {', '.join(empty)}; leave them out"
+        )
+
+
+def _count_examples(spec: Any) -> int:
+    """Return the length of the first axis of a batch, which all of its arrays share."""
+    lengths = {name: leaf.shape[0] if leaf.shape else 0 for name, leaf in spec.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(
+            "a batch needs at least one array, and all with the examples along the first axis; "
+            f"their lengths are {lengths}"
+        )
+    return int(next(iter(lengths.values())))

@@ -26,6 +26,8 @@ from common.files import AppendingFile, PathLike, explained, replace
 
 _PACKAGES = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "flax", "jax-three-papers")
 
+LOG = "metrics.jsonl"
+"""Name of the log in the work folder."""
 FLUSH_SECONDS = 30.0
 """How long TensorBoard's events may lie in memory: to a bucket the whole file is sent each time."""
 
@@ -87,12 +89,31 @@ class JsonlWriter:
         """Append a line."""
         if "step" in scalars:
             raise ValueError('a scalar cannot be called "step", the key of the step itself')
-        values = {name: _json_number(float(value)) for name, value in scalars.items()}
+        values = {name: json_number(float(value)) for name, value in scalars.items()}
         self._file.append((json.dumps({"step": step, **values}) + "\n").encode())
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def read_log(workdir: PathLike) -> list[tuple[int, dict[str, float]]]:
+    """Return the lines of the log in a work folder as `(step, scalars)`; none if there is no log.
+
+    Raises:
+      ValueError: if the file holds anything but such lines.
+    """
+    path = epath.Path(workdir) / LOG
+    if not path.exists():
+        return []
+    lines = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            values = {name: float(value) for name, value in json.loads(line).items()}
+            lines.append((int(values.pop("step")), values))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"line {number} of {path} is not that of a run's log") from None
+    return lines
 
 
 class TensorBoardWriter:
@@ -180,7 +201,7 @@ def make_writers(
     if workdir is None or jax.process_index() != 0:
         return ()
     folder = epath.Path(workdir)
-    writers: list[Writer] = [JsonlWriter(folder / "metrics.jsonl", resume_step=resume_step)]
+    writers: list[Writer] = [JsonlWriter(folder / LOG, resume_step=resume_step)]
     if tensorboard:
         writers.append(TensorBoardWriter(folder / "tensorboard", resume_step=resume_step))
     if wandb_project is not None:
@@ -245,7 +266,8 @@ def _git_state() -> dict[str, Any]:
         return {}
 
 
-def _json_number(value: float) -> float | str:
+def json_number(value: float) -> float | str:
+    """Return a number as JSON has it; `float` of Python reads the names of the non-finite back."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -9,7 +9,8 @@ peer is what one would write by hand and nothing else: the same loss, optimizer 
 batches, which all lie on the device before the clock starts, and a jitted scan over 500 steps.
 
 Both are clocked in windows of 500 steps, without the first, in which the trainer compiles (compile
-times stand beside), and without checkpoints; their runs alternate in one process. A window has a
+times stand beside), and without checkpoints: the trainer whenever it asks for the first batch of a
+window. Their runs alternate in one process. A window has a
 wall time, and a processor time over all threads: this one hardly depends on what else the machine
 does, and charges the trainer for its background thread even where that has a core of its own. The
 parameters after 100 steps from the same start are compared beforehand.
@@ -37,7 +38,8 @@ from jaxtyping import Float
 
 from born_mlp.fit import ResidualFit
 from common import CheckpointConfig, Experiment, OptimConfig, report, train
-from common.data import stack_steps
+from common.data import Data, stack_steps
+from common.data.arrays import WHOLE, Arrays, Part
 from common.optim import make_optimizer
 from common.perf import enable_compile_cache
 from common.setup import prepare
@@ -53,20 +55,14 @@ Windows = Float[np.ndarray, "windows 2"]
 
 @dataclasses.dataclass(kw_only=True)
 class Stopwatch:
-    """An evaluator that reads the clocks when the parameters of its step are there."""
+    """Reads the clocks."""
 
-    name: str = "stopwatch"
-    """Its name in the log."""
-    every: int = WINDOW
-    """Steps in a window."""
     stamps: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     """Wall and processor time at the end of each window."""
 
-    def __call__(self, params: Any, mesh: Any = None) -> dict[str, float]:  # noqa: ARG002
+    def read(self) -> None:
         """Read the clocks."""
-        jax.block_until_ready(params)
         self.stamps.append((time.perf_counter(), time.process_time()))
-        return {}
 
     def windows(self) -> Windows:
         """Return the windows from the second on."""
@@ -75,16 +71,29 @@ class Stopwatch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fit(ResidualFit):
-    """The task with a stopwatch as its only evaluator."""
+    """The task without evaluators, whose data read a stopwatch when a window begins."""
 
     @functools.cached_property
     def stopwatch(self) -> Stopwatch:
         """The stopwatch of all runs of this task."""
         return Stopwatch()
 
-    def evaluators(self) -> tuple[Stopwatch]:
-        """Return the stopwatch."""
-        return (self.stopwatch,)
+    def evaluators(self) -> tuple[()]:
+        """Return none: what is evaluated is saved."""
+        return ()
+
+    def data(self, *, batch_size: int, seed: int) -> Data:
+        """Return the task's data, clocked."""
+        data = super().data(batch_size=batch_size, seed=seed)
+        batch = data.batch
+
+        def clocked(step: int, part: Part = WHOLE) -> Arrays:
+            if step and step % WINDOW == 0:
+                self.stopwatch.read()
+            return batch(step, part)
+
+        data.batch = clocked  # type: ignore[method-assign]
+        return data
 
 
 def case(*, members: int, optimizer: str, steps: int) -> Experiment[Any]:
@@ -147,7 +156,8 @@ class BareLoop:
         carry, stopwatch = self._carry(), Stopwatch()
         for batches in self._batches:
             carry = self._loop(carry, batches)
-            stopwatch(carry)
+            jax.block_until_ready(carry)
+            stopwatch.read()
         return stopwatch.windows(), jax.device_get(carry[0])
 
 

@@ -43,9 +43,12 @@ class Data(abc.ABC):
 
         Override it where making a batch is slow: `show` and the shape checks need only this.
         """
+        batch = self.batch(0)
+        if other := {k: type(v).__name__ for k, v in batch.items() if not hasattr(v, "shape")}:
+            raise ValueError(f"the entries of a batch must be arrays; got {other}")
         return {
             name: jax.ShapeDtypeStruct(array.shape, jax.dtypes.canonicalize_dtype(array.dtype))
-            for name, array in self.batch(0).items()
+            for name, array in batch.items()
         }
 
 
@@ -61,6 +64,8 @@ class EpochOrder:
     """An endless order of row numbers: each epoch a fresh permutation, addressable anywhere."""
 
     def __init__(self, count: int, *, seed: int) -> None:
+        if count < 1:
+            raise ValueError("the training data hold no row")
         self._count = count
         self._seed = seed
         # Two epochs at most meet in a batch, and batches are read in order.

@@ -12,23 +12,42 @@ import numpy as np
 Item = TypeVar("Item")
 Placed = TypeVar("Placed")
 
+POLL_SECONDS = 0.2
+"""How often a consumer that waits looks for something else to do."""
+JOIN_SECONDS = 2.0
+"""How long the end of the block waits for the thread, which may be in the middle of an item."""
+
 
 def prefetch(
-    items: Iterable[Item], place: Callable[[Item], Placed], *, depth: int = 2
+    items: Iterable[Item],
+    place: Callable[[Item], Placed],
+    *,
+    depth: int = 2,
+    while_waiting: Callable[[], None] = lambda: None,
 ) -> contextlib.closing[Generator[Placed]]:
     """Yield `place(item)` for every item, `depth` of them made ahead of time by a thread.
 
     Errors of the thread are raised where the items are consumed. Use it as a context manager, so
-    that the thread ends with the block:
+    that the thread ends with the block, or as soon as the item that it is making is done:
 
         with prefetch(items, place) as placed:
             for batch in placed: ...
+
+    Args:
+      items: what to prepare; consumed by the thread.
+      place: prepares an item; called by the thread.
+      depth: items made ahead of time.
+      while_waiting: called by the consumer every `POLL_SECONDS` in which it waits for an item; what
+        it raises ends the wait.
     """
-    return contextlib.closing(_prefetch(items, place, depth))
+    return contextlib.closing(_prefetch(items, place, depth, while_waiting))
 
 
 def _prefetch(
-    items: Iterable[Item], place: Callable[[Item], Placed], depth: int
+    items: Iterable[Item],
+    place: Callable[[Item], Placed],
+    depth: int,
+    while_waiting: Callable[[], None],
 ) -> Generator[Placed]:
     done = object()
     ready: queue.SimpleQueue[object] = queue.SimpleQueue()
@@ -56,10 +75,16 @@ def _prefetch(
         except BaseException as error:
             ready.put(error)
 
+    def wait() -> object:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return ready.get(timeout=POLL_SECONDS)
+            while_waiting()
+
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
     try:
-        while (value := ready.get()) is not done:
+        while (value := wait()) is not done:
             if isinstance(value, BaseException):
                 raise value
             room.put(None)
@@ -67,4 +92,4 @@ def _prefetch(
     finally:
         closed.set()
         room.put(None)
-        thread.join()
+        thread.join(JOIN_SECONDS)

@@ -15,10 +15,11 @@ import jax
 import numpy as np
 import pytest
 
-from common import CheckpointConfig, MetricsEvaluator, OptimConfig, ParamGroup, StepConfig, train
+from common import CheckpointConfig, LogConfig, OptimConfig, ParamGroup, StepConfig, train
 from common.checkpoint import Checkpoints
 from common.data import ArrayData
 from common.data.arrays import WHOLE
+from common.preempt import StopRequest
 from common.writers import TensorBoardWriter
 from tests.common.test_resume import assert_same_state, lines, saved_steps
 from tests.common.toy import Toy, experiment
@@ -79,6 +80,29 @@ def test_a_fault_stops_the_run_where_the_config_says_so(tmp_path):
     with pytest.raises(FloatingPointError, match=r"step 6 \(batch 6\) was not finite: loss not"):
         train(config)
     assert saved_steps(tmp_path) == [4]
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "stop"])
+def test_the_last_part_of_a_window_is_checked_and_logged(nonfinite, tmp_path):
+    log = LogConfig(every=8, tensorboard=False, progress=False)
+    config = experiment(
+        Poisoned(batch=10), step=StepConfig(nonfinite=nonfinite), log=log, workdir=str(tmp_path)
+    )
+    if nonfinite == "stop":
+        with pytest.raises(FloatingPointError, match=r"step 10 \(batch 10\) was not finite"):
+            train(config)
+        assert saved_steps(tmp_path) == [4, 8]
+        return
+    train(config)
+    logged = [row for row in lines(tmp_path) if "train/loss" in row]
+    assert [row["step"] for row in logged] == [8, 12]
+    assert logged[-1]["train/skipped"] == 0.25
+
+
+def test_a_short_run_of_which_nothing_is_finite_fails():
+    config = experiment(Poisoned(batch=0), steps=1, log=LogConfig(every=100, progress=False))
+    with pytest.raises(FloatingPointError, match="nor was any other step of its logging window"):
+        train(config)
 
 
 @pytest.mark.parametrize("batch", [1, 6])
@@ -202,20 +226,21 @@ def test_several_processes_do_not_go_on_after_a_failed_save(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("on_failure", ["stop", "continue"])
 def test_a_stop_that_cannot_save_is_a_failure(on_failure, no_large_files, tmp_path, monkeypatch):
-    evaluate = MetricsEvaluator.__call__
+    batch = ArrayData.batch
 
-    def stop_with_a_full_disk(self, params, mesh):
-        while saved_steps(tmp_path) != [4]:
-            time.sleep(0.01)
-        no_large_files()
-        os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(self, params, mesh)
+    def stop_with_a_full_disk(self, step, part=WHOLE):
+        if step == 8:
+            while saved_steps(tmp_path) != [4]:
+                time.sleep(0.01)
+            no_large_files()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch(self, step, part)
 
-    monkeypatch.setattr(MetricsEvaluator, "__call__", stop_with_a_full_disk)
+    monkeypatch.setattr(ArrayData, "batch", stop_with_a_full_disk)
+    monkeypatch.setattr(StopRequest, "_requested", False)  # it would outlive the run
     checkpoint = CheckpointConfig(every=4, on_failure=on_failure)
-    task = dataclasses.replace(WIDE, eval_every=8)
     with pytest.raises(OSError, match=r"could not be written to .*File too large"):
-        train(experiment(task, checkpoint=checkpoint, workdir=str(tmp_path)))
+        train(experiment(WIDE, checkpoint=checkpoint, workdir=str(tmp_path)))
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import time
 
 import pytest
 
@@ -44,6 +46,46 @@ def test_lost_work_and_the_time_between_starts(tmp_path):
     assert account.goodput == (20 + 40) / 145
     assert account.steps_per_second == (200 + 200) / 80
     assert "| 20.0 (100 steps) | 48.0 |" in account.table()
+
+
+def test_a_clock_that_was_set_back_costs_no_time(tmp_path):
+    lines = [line(0, 90_000.0, 100, step=10.0), line(1, 100.0, 100, init=5.0)]
+    (tmp_path / "goodput.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    account = Account.read(tmp_path)
+    assert account.starts[0].down_seconds == 0
+    assert account.wall_seconds == 15
+
+
+def test_a_loss_that_is_not_finite_is_valid_json(tmp_path):
+    with GoodputLog(tmp_path) as log:
+        log.write(0, {"step": 1.0})
+        log.write(1, {"step": 1.0}, math.nan)
+    text = (tmp_path / "goodput.jsonl").read_text()
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    assert [json.loads(x, parse_constant=refuse)["loss"] for x in text.splitlines()] == [
+        None,
+        "NaN",
+    ]
+    first, last = Account.read(tmp_path).starts[0].lines
+    assert first["loss"] is None
+    assert math.isnan(last["loss"])
+
+
+def test_the_first_fetch_is_start_up(tmp_path, monkeypatch):
+    """Reading the data may take long; it is no part of the speed of training."""
+    batch = ArrayData.batch
+
+    def slow(self, step, part=WHOLE):
+        time.sleep(0.5 if step == 0 else 0)
+        return batch(self, step, part)
+
+    monkeypatch.setattr(ArrayData, "batch", slow)
+    train(experiment(steps=4, workdir=str(tmp_path)))
+    (start,) = Account.read(tmp_path).starts
+    assert start.seconds["data"] < 0.4 < start.seconds["init"]
 
 
 def test_a_line_is_there_before_the_file_is_closed(tmp_path):

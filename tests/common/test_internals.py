@@ -30,6 +30,10 @@ def test_one_process_has_no_client_and_the_coordinator_is_left_as_it_was():
     [
         (("jax._src.xla_bridge", "backends_are_initialized"), internals.backends_are_initialized),
         (("jax._src.distributed", "global_state"), internals.coordination),
+        (
+            ("jax._src.clusters", "ClusterEnv"),
+            lambda: internals.detect_cluster(None, None, None, 1),
+        ),
         (("jax._src.distributed", "_jax"), lambda: internals.registration_timeout(1).__enter__()),
     ],
     ids=lambda value: value[1] if isinstance(value, tuple) else "",

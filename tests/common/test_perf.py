@@ -187,6 +187,20 @@ def test_a_signal_asks_for_a_trace(tmp_path, trace_calls):
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_trace_of_the_users_own_is_left_alone(ends, tmp_path, caplog):
+    """One that is under way, or one that ends ours."""
+    profiler = Profiler(ProfileConfig(start_step=1, steps=1), tmp_path / "ours")
+    with profiler:
+        profiler.before_step(0, jnp.zeros(()))
+        if not ends:
+            jax.profiler.start_trace(str(tmp_path / "own"))
+        profiler.before_step(1, jnp.zeros(()))
+        jax.profiler.stop_trace()
+        profiler.before_step(2, jnp.zeros(()))
+    assert "no whole trace in" in caplog.text
+
+
 def test_no_profile(tmp_path, trace_calls):
     with Profiler(None, None) as profiler:
         profiler.before_step(0, None)

@@ -84,3 +84,29 @@ def test_silence(stream_class, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     run(stream)
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("stream_class", [Terminal, io.StringIO])
+@pytest.mark.parametrize("fate", ["closed", "no reader", "no reader later"])
+def test_a_run_goes_on_without_its_terminal(stream_class, fate):
+    stream = stream_class()
+    calls = iter(range(1000))
+
+    def write(text):
+        if fate == "no reader" or next(calls) > 3:
+            raise BrokenPipeError
+        return len(text)
+
+    stream.close() if fate == "closed" else setattr(stream, "write", write)
+    run(stream, heading="first", interval=1)
+
+
+def test_a_run_goes_on_without_standard_error(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    run(None, heading="first")
+
+
+def test_the_first_line():
+    stream = io.StringIO()
+    run(stream, heading="8 x cpu", description="iteration 2", interval=1000)
+    assert stream.getvalue().startswith("iteration 2: 8 x cpu\niteration 2: step 100/100")

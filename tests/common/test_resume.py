@@ -1,5 +1,6 @@
 """Exact resume, fallback, refusal, and stopping by a signal (design invariants 1, 4 and 5)."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -8,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from common import (
     CheckpointConfig,
+    LogConfig,
     MeshConfig,
     MetricsEvaluator,
     OptimConfig,
@@ -26,9 +30,12 @@ from common import (
     train,
 )
 from common.checkpoint import Checkpoints, checksums
+from common.data import ArrayData
 from common.data.arrays import WHOLE
 from common.mesh import make_mesh
+from common.perf import Ledger
 from common.state import TrainState
+from common.writers import JsonlWriter
 from tests.common.toy import Toy, experiment
 
 
@@ -104,7 +111,7 @@ def test_a_stopped_run_resumes_bitwise(settings, stop, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("owner", "method", "stops_at"),
-    [(Toy, "loss", 0), (MetricsEvaluator, "__call__", 4), (Checkpoints, "save", 5)],
+    [(Toy, "loss", 0), (MetricsEvaluator, "__call__", 4), (Checkpoints, "save", 4)],
     ids=["while compiling", "while evaluating", "while saving"],
 )
 def test_a_signal_is_honoured_whenever_it_comes(owner, method, stops_at, tmp_path, monkeypatch):
@@ -126,14 +133,123 @@ def test_a_signal_is_honoured_whenever_it_comes(owner, method, stops_at, tmp_pat
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
 
 
-def test_a_complete_run_is_not_repeated(tmp_path):
-    config = experiment(workdir=str(tmp_path))
+def signal_at(count: int, original):
+    """Return a method that sends SIGTERM at its count-th call."""
+    calls = itertools.count(1)
+
+    def signalling(*args, **kwargs):
+        if next(calls) == count:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    return signalling
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "count"),
+    [(JsonlWriter, "write", 8), (MetricsEvaluator, "__call__", 3)],
+    ids=["in the last log", "in the final evaluation"],
+)
+def test_a_signal_at_the_very_end_stops_after_the_final_save(
+    owner, method, count, tmp_path, monkeypatch
+):
+    whole = train(experiment(workdir=str(tmp_path / "whole")))
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, signal_at(count, getattr(owner, method)))
+        with pytest.raises(Preempted, match="stopped at step 12 of 12"):
+            train(experiment(workdir=str(tmp_path / "parts")))
+    resumed = train(experiment(workdir=str(tmp_path / "parts")))
+    assert_same_state(whole.state, resumed.state)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+def test_a_signal_that_is_too_late_for_a_run_stops_the_next(tmp_path, monkeypatch):
+    config = experiment(workdir=str(tmp_path / "first"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "__exit__", signal_at(1, Checkpoints.__exit__))
+        train(config)
+    with pytest.raises(Preempted, match="stopped at step 0 of 12"):
+        train(experiment(workdir=str(tmp_path / "second")))
+    train(experiment(workdir=str(tmp_path / "second")))  # the request has been answered
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "restore", signal_at(1, Checkpoints.restore))
+        with pytest.raises(Preempted, match="stopped at step 12 of 12"):
+            train(config)  # a complete run answers, too
+
+
+def test_a_signal_while_data_do_not_come_is_honoured_at_once(tmp_path, monkeypatch):
+    whole = train(experiment(workdir=str(tmp_path / "whole")))
+    original, come = ArrayData.batch, threading.Event()
+
+    def batch(self, step, part=WHOLE):
+        if step == 6:
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            come.wait(30)
+        return original(self, step, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ArrayData, "batch", batch)
+        patch.setattr(sys.modules["common.data.prefetch"], "JOIN_SECONDS", 0.1)
+        with pytest.raises(Preempted) as stopped:
+            train(experiment(workdir=str(tmp_path / "parts")))
+        assert not come.is_set()
+        come.set()
+    assert stopped_step(stopped.value) == 6
+    assert saved_steps(tmp_path / "parts")[-1] == 6
+    resumed = train(experiment(workdir=str(tmp_path / "parts")))
+    assert_same_state(whole.state, resumed.state)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("step", [6, 12])
+def test_what_an_evaluator_raises_costs_no_step(step, tmp_path, monkeypatch):
+    settings = {"task": Toy(eval_every=6), "checkpoint": CheckpointConfig(every=100)}
+    whole = train(experiment(**settings, workdir=str(tmp_path / "whole")))
+    original = MetricsEvaluator.__call__
+    calls = itertools.count(6, 6)
+
+    def broken(self, params, mesh):
+        if next(calls) == step:
+            raise KeyError("broken")
+        return original(self, params, mesh)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsEvaluator, "__call__", broken)
+        with pytest.raises(KeyError, match="broken"):
+            train(experiment(**settings, workdir=str(tmp_path / "parts")))
+    assert saved_steps(tmp_path / "parts")[-1] == step
+    resumed = train(experiment(**settings, workdir=str(tmp_path / "parts")))
+    assert_same_state(whole.state, resumed.state)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")  # evaluated, and once
+
+
+def test_a_complete_run_is_not_repeated(tmp_path, monkeypatch):
+    config = experiment(steps=11, workdir=str(tmp_path))  # the last window is a part
     first = train(config)
     log = lines(tmp_path)
+    assert "train/loss" in first.metrics
+    monkeypatch.setattr(MetricsEvaluator, "__call__", lambda *_: pytest.fail("evaluated again"))
     again = train(config)
     assert_same_state(first.state, again.state)
     assert lines(tmp_path) == log
-    assert again.metrics["test/loss"] == first.metrics["test/loss"]
+    assert again.metrics == first.metrics
+
+
+def test_the_speed_of_a_resumed_run_counts_its_own_steps(tmp_path, monkeypatch):
+    settings = {"log": LogConfig(every=4, tensorboard=False, progress=False), "steps": 10}
+    with monkeypatch.context() as patch:
+        stop_at(patch, 6)
+        with pytest.raises(Preempted) as stopped:
+            train(experiment(**settings, workdir=str(tmp_path)))
+    start = int(re.search(r"step (\d+) of", str(stopped.value))[1])
+    assert start % 4
+    counted = []
+    monkeypatch.setattr(
+        Ledger, "completed", lambda _, steps, examples: counted.append((steps, examples))
+    )
+    train(experiment(**settings, workdir=str(tmp_path)))
+    assert sum(steps for steps, _ in counted) == 10 - start
+    assert all(examples == 16 * steps for steps, examples in counted)
 
 
 def lose_arrays(checkpoint: pathlib.Path) -> None:
@@ -216,6 +332,83 @@ def test_another_config_is_refused_with_its_diff(tmp_path):
         train(experiment(Toy(width=8), workdir=str(tmp_path)))
     accepted = CheckpointConfig(every=4, keep=3, accept_config_change=("optim.learning_rate",))
     train(experiment(workdir=str(tmp_path), optim=other.optim, checkpoint=accepted))
+
+
+@pytest.mark.parametrize(
+    ("size", "fate"), [(24, "96 to 143 .* are passed over"), (8, "48 to 95 .* are seen again")]
+)
+def test_another_batch_size_says_what_becomes_of_the_rows(size, fate, tmp_path, caplog):
+    train(experiment(steps=6, workdir=str(tmp_path)))
+    accepted = CheckpointConfig(every=4, accept_config_change=("batch_size", "steps"))
+    train(experiment(workdir=str(tmp_path), batch_size=size, checkpoint=accepted))
+    assert re.search(rf"batch_size was 16 up to step 6 and is {size} now: .* {fate}", caplog.text)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{"])
+def test_checkpoints_whose_config_is_lost_are_not_adopted(content, tmp_path):
+    train(experiment(steps=4, workdir=str(tmp_path)))
+    path = tmp_path / "config.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"config.json, which says .* (missing|not JSON); put it"):
+        train(experiment(steps=4, workdir=str(tmp_path), seed=1))
+
+
+def test_complex_parameters_are_saved_and_checked(tmp_path):
+    class Waves(Toy):
+        def init(self, key):
+            params = super().init(key)
+            return params | {"phase": jnp.exp(1j * params["out"]["kernel"][:, 0])}
+
+        def predict(self, params, x, rngs=None):
+            return super().predict(params, x, rngs) * jnp.abs(params["phase"]).mean()
+
+    config = experiment(Waves(), steps=4, workdir=str(tmp_path))
+    assert_same_state(train(config).state, train(config).state)
+
+
+def test_the_best_checkpoint_is_kept(tmp_path, monkeypatch):
+    losses = dict(zip(range(2, 26, 2), [5, 3, 4, 6, np.nan, 7, 8, 9, 2, 5, 6, 7], strict=True))
+
+    def run(steps, **fields):
+        step = iter(sorted(losses))
+        for _ in range(len(lines(tmp_path)) and 6):
+            next(step)
+        monkeypatch.setattr(MetricsEvaluator, "__call__", lambda *_: {"loss": losses[next(step)]})
+        kept = CheckpointConfig(
+            keep=1, keep_best="test/loss", accept_config_change=("steps",), **fields
+        )
+        train(experiment(Toy(eval_every=2), steps=steps, checkpoint=kept, workdir=str(tmp_path)))
+        return saved_steps(tmp_path)
+
+    (tmp_path / "metrics.jsonl").touch()
+    assert run(12) == [4, 12]
+    assert run(16) == [4, 16]  # it is known to the next start
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    assert run(12, best="max") == [8, 12]  # 12 was better, which is known after its save
+    with pytest.raises(ValueError, match=r"keep_best = 'loss' is no number of an evaluator.*test/"):
+        train(experiment(checkpoint=CheckpointConfig(keep_best="loss")))
+
+
+def test_saving_by_the_clock(tmp_path, monkeypatch):
+    now = [0.0]
+    due = Checkpoints.due
+
+    def slow(self, step, **fields):
+        now[0] += 20
+        return due(self, step, **fields)
+
+    monkeypatch.setattr(Checkpoints, "due", slow)
+    monkeypatch.setattr("common.checkpoint.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    config = CheckpointConfig(every=1000, every_minutes=1, keep=9)
+    train(experiment(Toy(eval_every=12), checkpoint=config, workdir=str(tmp_path)))
+    assert saved_steps(tmp_path) == [
+        2,
+        6,
+        10,
+        12,
+    ]  # looked at every two steps, where metrics are logged
 
 
 @pytest.mark.parametrize("before", [MeshConfig(), MeshConfig(data=2, fsdp=4)])

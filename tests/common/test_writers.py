@@ -19,6 +19,7 @@ from common.writers import (
     TensorBoardWriter,
     WandbWriter,
     make_writers,
+    read_log,
     write_manifest,
 )
 
@@ -115,6 +116,18 @@ def test_a_scalar_called_step(tmp_path):
     with pytest.raises(ValueError, match='cannot be called "step"'):
         writer.write(1, {"step": 2.0})
     writer.close()
+
+
+def test_the_log_is_read_back(tmp_path):
+    assert read_log(tmp_path) == []
+    writer = JsonlWriter(tmp_path / "metrics.jsonl")
+    writer.write(2, {"a": 0.1, "b": math.inf})
+    writer.write(4, {"a": 3})
+    writer.close()
+    assert read_log(tmp_path) == [(2, {"a": 0.1, "b": math.inf}), (4, {"a": 3.0})]
+    (tmp_path / "metrics.jsonl").write_text("[]\n")
+    with pytest.raises(ValueError, match=r"line 1 of .*metrics.jsonl is not that of a run's log"):
+        read_log(tmp_path)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
