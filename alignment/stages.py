@@ -20,7 +20,8 @@ from alignment.triplets import __main__ as triplets
 from alignment.vice import __main__ as vice
 from alignment.world import __main__ as world
 from common import Experiment
-from common.config import diff, to_dict
+from common.config import refuse_changes, to_dict
+from common.files import replace
 
 IMAGE_SETS = ("objects", "train", "test")
 """The images of the world; every model embeds all of them."""
@@ -148,21 +149,18 @@ def run_stage(stage: Stage, workdir: pathlib.Path) -> float | None:
       ValueError: if it was done with other settings, naming them.
     """
     record = workdir / "stages" / f"{stage.name.replace(', ', '_').replace(' ', '_')}.json"
-    settings = json.loads(json.dumps(to_dict(stage.arguments), default=str))
+    settings = to_dict(stage.arguments)
     if record.is_file():
-        before = json.loads(record.read_text())["settings"]
-        if changed := diff(before, settings):
-            how = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
-            raise ValueError(
-                f"the stage {stage.name!r} was done in {workdir} with other settings ({how}); undo "
-                "the change, or give another --workdir"
-            )
+        refuse_changes(
+            json.loads(record.read_text())["settings"],
+            settings,
+            what=f"the stage {stage.name!r} was done in {workdir}",
+            advice="undo the change, or give another --workdir",
+        )
         return None
     began = time.monotonic()
     stage.run(in_folder(stage.arguments, str(workdir)))
     seconds = time.monotonic() - began
-    record.parent.mkdir(parents=True, exist_ok=True)
-    draft = record.with_suffix(".draft")
-    draft.write_text(json.dumps({"settings": settings, "seconds": seconds}, indent=2) + "\n")
-    draft.replace(record)
+    content = json.dumps({"settings": settings, "seconds": seconds}, indent=2) + "\n"
+    replace(record, content.encode())
     return seconds

@@ -1,6 +1,7 @@
 """The configuration of one training run."""
 
 import dataclasses
+import numbers
 from typing import Generic, TypeVar
 
 from common.checkpoint import CheckpointConfig
@@ -25,7 +26,7 @@ class LogConfig:
     """Weights & Biases project to log to (needs the extra `wandb`)."""
     progress: bool = True
     """Show a progress bar."""
-    profile: ProfileConfig | None = None
+    profile: ProfileConfig = ProfileConfig()
     """Steps to trace with the JAX profiler."""
 
 
@@ -59,10 +60,13 @@ class Experiment(Generic[TaskT]):
     for ever."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"steps and batch_size must be positive; got {self.steps} and {self.batch_size}"
-            )
+        # The state counts steps in 32 bits, and JAX makes a key of 32 bits.
+        for name, least, bits in (("steps", 1, 31), ("batch_size", 1, 31), ("seed", 0, 32)):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or not least <= value < 2**bits:
+                raise ValueError(
+                    f"{name} must be a whole number from {least} to 2^{bits} - 1, got {value!r}"
+                )
         cadences = {
             "steps": self.steps,
             "log.every": self.log.every,

@@ -22,7 +22,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import directory_check
 
-from common.files import AppendingFile, PathLike, explained, replace
+from common.files import AppendingFile, PathLike, explained, json_number, replace
 
 _PACKAGES = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "flax", "jax-three-papers")
 
@@ -87,12 +87,24 @@ class JsonlWriter:
         """Append a line."""
         if "step" in scalars:
             raise ValueError('a scalar cannot be called "step", the key of the step itself')
-        values = {name: _json_number(float(value)) for name, value in scalars.items()}
+        values = {name: json_number(float(value)) for name, value in scalars.items()}
         self._file.append((json.dumps({"step": step, **values}) + "\n").encode())
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def read_log(workdir: PathLike) -> list[dict[str, Any]]:
+    """Read the lines of a run's `metrics.jsonl`, each with its "step".
+
+    Raises:
+      ValueError: if there is none.
+    """
+    path = epath.Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        raise ValueError(f"{os.fspath(workdir)} holds no metrics.jsonl: it is no run's folder")
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 class TensorBoardWriter:
@@ -243,9 +255,3 @@ def _git_state() -> dict[str, Any]:
         return {"git": {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}}
     except (OSError, subprocess.CalledProcessError):
         return {}
-
-
-def _json_number(value: float) -> float | str:
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -1,16 +1,25 @@
 """Configs, their JSON form, and the command line."""
 
 import dataclasses
+import enum
+import functools
 import importlib
 import json
+import math
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import make_dataclass
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from common import Experiment, Preempted, cli, config
+from common import Experiment, LogConfig, Preempted, cli, config
 from common.loop import train
 from tests.common.toy import Toy, experiment
 
@@ -54,15 +63,104 @@ def test_diff_names_the_keys_that_differ():
     assert config.diff(a, b) == {"task.width": (4, 8), "seed": (0, 1)}
 
 
-def test_arrays_in_a_config_are_known_by_their_content():
-    @dataclasses.dataclass(frozen=True)
-    class Held:
-        x: np.ndarray
+class Color(enum.Enum):
+    RED = "red"
 
-    a, b = np.arange(5000.0), np.arange(5000.0)
-    assert config.to_dict(Held(a)) == config.to_dict(Held(b))
-    b[2500] += 1e-12
-    assert list(config.diff(config.to_dict(Held(a)), config.to_dict(Held(b)))) == ["x"]
+
+class Loose:
+    """What is no dataclass."""
+
+
+def ramp(step, peak):
+    return peak * step
+
+
+def rate(peak):
+    def schedule(step):
+        return ramp(step, peak)
+
+    return schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+    x: Any
+
+
+def middle(array, by):
+    return array.at[2500].add(by) if isinstance(array, jax.Array) else array + by * (array == 2500)
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "other"),
+    [
+        (np.arange(5000.0), None, middle(np.arange(5000.0), 1e-9)),
+        (jnp.arange(5000.0), None, middle(jnp.arange(5000.0), 0.5)),
+        (ramp, {"function": f"{__name__}.ramp"}, rate),
+        (functools.partial(ramp, peak=1), None, functools.partial(ramp, peak=2)),
+        (functools.partial(ramp, 1), None, functools.partial(ramp, 2)),
+        (
+            rate(0.5),
+            {"function": f"{__name__}.rate.<locals>.schedule", "captured": {"peak": 0.5}},
+            rate(0.6),
+        ),
+        (optax.cosine_decay_schedule(1, 5), None, optax.cosine_decay_schedule(1, 6)),
+        (optax.adamw, None, optax.adam),
+        (np.sin, {"function": "numpy.sin"}, jnp.sin),
+        (Toy(width=3).predict, None, Toy(width=4).predict),
+        (Held(1), {"class": f"{__name__}.Held", "x": 1}, Experiment),
+        (frozenset({"b", "a"}), ["a", "b"], frozenset({"b"})),
+        (math.nan, "NaN", math.inf),
+        (np.float32(0.5), 0.5, np.float32(0.25)),
+        (jnp.bfloat16, "bfloat16", jnp.float32),
+        (np.dtype("float32"), "float32", np.dtype("float64")),
+        (Color.RED, "red", None),
+        (pathlib.Path("a/b"), "a/b", pathlib.Path("a")),
+        (1, 1.0, True),
+    ],
+)
+def test_a_config_is_known_by_its_content(value, form, other):
+    held = config.to_dict(Held(value))
+    assert json.loads(json.dumps(held, allow_nan=False)) == held
+    assert " at 0x" not in str(held)
+    if form is not None:
+        assert config.diff(held, {**held, "x": form}) == {}
+    assert config.diff(held, config.to_dict(Held(other))) != {}
+
+
+def test_a_config_is_the_same_in_every_process():
+    held = "Held((frozenset('abcdef'), rate(.5), jnp.arange(9)))"
+    code = f"from tests.common.test_cli import *; print(config.to_dict({held}))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == str(config.to_dict(eval(held)))
+
+
+def test_arrays_of_numpy_and_jax_are_known_alike():
+    array = np.arange(7, dtype=np.float32)
+    assert config.to_dict(Held(array)) == config.to_dict(Held(jnp.asarray(array)))
+
+
+@pytest.mark.parametrize("value", [lambda step: 0.1, Loose(), np.array([Loose()]), [].append])
+def test_what_another_process_could_not_recognise_is_refused_at_the_first_start(value, tmp_path):
+    changed = dataclasses.replace(experiment(workdir=str(tmp_path)), hang_timeout=Held((value,)))
+    with pytest.raises(ValueError, match=r"^hang_timeout\.x\.0 is .*function with a name"):
+        train(changed)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_run_that_keeps_nothing_may_hold_anything():
+    log = LogConfig(every=2, tensorboard=False, progress=False, wandb_project=Loose())
+    train(experiment(steps=2, log=log))
+
+
+def test_json_with_a_function_is_refused_in_one_message():
+    @dataclasses.dataclass(frozen=True)
+    class Schedule:
+        name: Literal["cosine", "linear"] | Callable[[int], float] = "cosine"
+
+    text = config.to_json(Held(Schedule(functools.partial(ramp, peak=1))))
+    with pytest.raises(ValueError, match=r"^x\.name is a function \(.*ramp.*cannot be read[^;]*$"):
+        config.from_json(make_dataclass("Outer", [("x", Schedule)]), text)
 
 
 def test_cadences_must_fit_the_steps_of_a_call():

@@ -188,17 +188,17 @@ def test_a_signal_asks_for_a_trace(tmp_path, trace_calls):
 
 
 def test_no_profile(tmp_path, trace_calls):
-    with Profiler(None, None) as profiler:
+    with Profiler(ProfileConfig(), None) as profiler:
         profiler.before_step(0, None)
     assert trace_calls == []
     with pytest.raises(ValueError, match="set workdir"):
-        Profiler(ProfileConfig(), None)
+        Profiler(ProfileConfig(start_step=0), None)
 
 
 @pytest.mark.parametrize("fields", [{"start_step": -1}, {"steps": 0}])
 def test_bad_profile(fields):
     with pytest.raises(
-        ValueError, match=r"profile.start_step must be at least 0 and profile.steps"
+        ValueError, match=r"profile.start_step must be at least 0, or None, and profile.steps"
     ):
         ProfileConfig(**fields)
 
