@@ -4,7 +4,6 @@ In all settings `{workdir}` stands for the work folder.
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 import time
@@ -20,7 +19,7 @@ from alignment.triplets import __main__ as triplets
 from alignment.vice import __main__ as vice
 from alignment.world import __main__ as world
 from common import Experiment
-from common.config import refuse_changes, to_dict
+from common.config import map_text, refuse_changes, to_dict
 from common.files import replace
 
 IMAGE_SETS = ("objects", "train", "test")
@@ -123,20 +122,7 @@ class Stage:
 
 def in_folder(arguments: Any, workdir: str) -> Any:
     """Return a dataclass with `{workdir}` replaced in all texts and paths, at any depth."""
-    recur = functools.partial(in_folder, workdir=workdir)
-    match arguments:
-        case str():
-            return arguments.replace("{workdir}", workdir)
-        case pathlib.Path():
-            return pathlib.Path(recur(str(arguments)))
-        case tuple():
-            return tuple(map(recur, arguments))
-        case _ if dataclasses.is_dataclass(arguments) and not isinstance(arguments, type):
-            values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)}
-            changed = {k: new for k, old in values.items() if (new := recur(old)) != old}
-            return dataclasses.replace(arguments, **changed) if changed else arguments
-        case _:
-            return arguments
+    return map_text(arguments, lambda text: text.replace("{workdir}", workdir))
 
 
 def run_stage(stage: Stage, workdir: pathlib.Path) -> float | None:

@@ -5,12 +5,14 @@ import enum
 import functools
 import inspect
 import json
+import operator
 import os
+import pathlib
 import reprlib
 import sys
 import types
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -170,6 +172,43 @@ def _problem(keys: tuple[int | str, ...], message: str, data: Any) -> str:
         except (KeyError, IndexError, TypeError):  # the member of a union, or a key that lacks
             break
     return f"{'.'.join(map(str, keys)) or 'config'}: {message}"
+
+
+def map_text(config: Any, change: Callable[[str], str]) -> Any:
+    """Apply `change` to all texts and paths of a config, at any depth."""
+
+    def recur(value: Any) -> Any:
+        new: Any
+        match value:
+            case str():
+                new = change(value)
+                return value if new == value else new
+            case pathlib.Path():
+                new = pathlib.Path(change(str(value)))
+                return value if new == value else new
+            case tuple() | list() if type(value) in (tuple, list):
+                new = [recur(part) for part in value]
+                return value if all(map(operator.is_, new, value)) else type(value)(new)
+            case Mapping():
+                new = {key: recur(part) for key, part in value.items()}
+                return value if all(new[key] is value[key] for key in value) else new
+            case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                old = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+                new = {key: part for key, v in old.items() if (part := recur(v)) is not v}
+                return dataclasses.replace(value, **new) if new else value
+            case _:
+                return value
+
+    return recur(config)
+
+
+def expand_user(config: Any) -> Any:
+    """Expand `~` at the start of all paths of a config, as a shell does."""
+
+    def expand(text: str) -> str:
+        return os.path.expanduser(text) if text.partition("/")[0] == "~" else text
+
+    return map_text(config, expand)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The configuration of one training run."""
 
 import dataclasses
-import numbers
 from typing import Generic, TypeVar
+
+import numpy as np
 
 from common.checkpoint import CheckpointConfig
 from common.mesh import MeshConfig
@@ -63,7 +64,7 @@ class Experiment(Generic[TaskT]):
         # The state counts steps in 32 bits, and JAX makes a key of 32 bits.
         for name, least, bits in (("steps", 1, 31), ("batch_size", 1, 31), ("seed", 0, 32)):
             value = getattr(self, name)
-            if not isinstance(value, numbers.Integral) or not least <= value < 2**bits:
+            if not isinstance(value, (int, np.integer)) or not least <= value < 2**bits:
                 raise ValueError(
                     f"{name} must be a whole number from {least} to 2^{bits} - 1, got {value!r}"
                 )

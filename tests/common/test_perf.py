@@ -220,6 +220,21 @@ print(jax.config.jax_compilation_cache_dir, hits.count("/jax/compilation_cache/c
 """
 
 
+def test_a_user_without_a_home_has_no_cache():
+    code = "import os; os.getuid = lambda: 987654; from common import perf, files;" + (
+        "perf.enable_compile_cache(); import jax;"
+        "print(files.user_cache(), jax.config.jax_compilation_cache_dir)"
+    )
+    environment = {
+        k: v for k, v in os.environ.items()
+        if k not in ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR")
+    }  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+    )
+    assert run.stdout == "None None\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "variables", "folder"),
     [
