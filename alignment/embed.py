@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +31,8 @@ from alignment.images.preprocess import Preprocessing, named
 from alignment.images.sources import ImageSource, open_images
 from alignment.vit.pretrained import Pretrained, from_pretrained
 from common import cli
-from common.config import diff, to_dict
+from common.config import refuse_changes, to_dict
+from common.files import replace
 from common.mesh import MeshConfig, make_mesh
 from common.progress import Progress
 
@@ -263,17 +263,11 @@ def _check_record(path: pathlib.Path, record: Mapping[str, Any], what: pathlib.P
         raise ValueError(f"{what} is there, but not {path}, which says how it was made; move it")
     before = json.loads(path.read_text())
     before.pop("skipped", None)
-    if changed := diff(before, json.loads(json.dumps(record))):
-        how = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
-        raise ValueError(
-            f"{what} was made with other settings ({how}); move it, or write elsewhere"
-        )
+    refuse_changes(before, record, what=f"{what} was made", advice="move it, or write elsewhere")
 
 
 def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    draft = path.with_name(f".{path.name}.{jax.process_index()}.draft")
-    draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    os.replace(draft, path)
+    replace(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

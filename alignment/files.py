@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from common.files import PathLike
+from common.files import PathLike, replacing
 
 
 def read_arrays(path: PathLike, required: Collection[str] = ()) -> dict[str, np.ndarray]:
@@ -48,12 +48,6 @@ def read_array(path: PathLike) -> np.ndarray:
 
 
 def write_arrays(path: PathLike, arrays: Mapping[str, Any]) -> None:
-    """Write a `.npz` file under a temporary name, then rename it: never half of one."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft.npz")
-    try:
-        np.savez(draft, **arrays)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    """Write a `.npz` file: never half of one."""
+    with replacing(path) as draft, draft.open("wb") as file:
+        np.savez(file, **arrays)

@@ -4,7 +4,6 @@ In all settings `{workdir}` stands for the work folder.
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 import time
@@ -20,7 +19,8 @@ from alignment.triplets import __main__ as triplets
 from alignment.vice import __main__ as vice
 from alignment.world import __main__ as world
 from common import Experiment
-from common.config import diff, to_dict
+from common.config import map_text, refuse_changes, to_dict
+from common.files import replace
 
 IMAGE_SETS = ("objects", "train", "test")
 """The images of the world; every model embeds all of them."""
@@ -122,20 +122,7 @@ class Stage:
 
 def in_folder(arguments: Any, workdir: str) -> Any:
     """Return a dataclass with `{workdir}` replaced in all texts and paths, at any depth."""
-    recur = functools.partial(in_folder, workdir=workdir)
-    match arguments:
-        case str():
-            return arguments.replace("{workdir}", workdir)
-        case pathlib.Path():
-            return pathlib.Path(recur(str(arguments)))
-        case tuple():
-            return tuple(map(recur, arguments))
-        case _ if dataclasses.is_dataclass(arguments) and not isinstance(arguments, type):
-            values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)}
-            changed = {k: new for k, old in values.items() if (new := recur(old)) != old}
-            return dataclasses.replace(arguments, **changed) if changed else arguments
-        case _:
-            return arguments
+    return map_text(arguments, lambda text: text.replace("{workdir}", workdir))
 
 
 def run_stage(stage: Stage, workdir: pathlib.Path) -> float | None:
@@ -148,21 +135,18 @@ def run_stage(stage: Stage, workdir: pathlib.Path) -> float | None:
       ValueError: if it was done with other settings, naming them.
     """
     record = workdir / "stages" / f"{stage.name.replace(', ', '_').replace(' ', '_')}.json"
-    settings = json.loads(json.dumps(to_dict(stage.arguments), default=str))
+    settings = to_dict(stage.arguments)
     if record.is_file():
-        before = json.loads(record.read_text())["settings"]
-        if changed := diff(before, settings):
-            how = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
-            raise ValueError(
-                f"the stage {stage.name!r} was done in {workdir} with other settings ({how}); undo "
-                "the change, or give another --workdir"
-            )
+        refuse_changes(
+            json.loads(record.read_text())["settings"],
+            settings,
+            what=f"the stage {stage.name!r} was done in {workdir}",
+            advice="undo the change, or give another --workdir",
+        )
         return None
     began = time.monotonic()
     stage.run(in_folder(stage.arguments, str(workdir)))
     seconds = time.monotonic() - began
-    record.parent.mkdir(parents=True, exist_ok=True)
-    draft = record.with_suffix(".draft")
-    draft.write_text(json.dumps({"settings": settings, "seconds": seconds}, indent=2) + "\n")
-    draft.replace(record)
+    content = json.dumps({"settings": settings, "seconds": seconds}, indent=2) + "\n"
+    replace(record, content.encode())
     return seconds

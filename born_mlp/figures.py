@@ -13,8 +13,9 @@ from born_mlp.diagrams.shares import stack_shares
 from born_mlp.diagrams.values import diagrams_of
 from born_mlp.nnpt import Perturbation
 from born_mlp.samples import exact_tensor
-from born_mlp.study import Study, load_log
+from born_mlp.study import Study
 from common.files import local_folder
+from common.writers import read_log
 
 ORDER_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
@@ -211,7 +212,7 @@ def training_curves(study: Study, name: str) -> Figure:
     panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     for axes, experiment in zip(panels, runs, strict=True):
         assert experiment.workdir is not None
-        log = load_log(experiment.workdir)
+        log = read_log(experiment.workdir)
         members = experiment.task.members
         keys = [f"train/member/{i}" for i in range(members)]
         rows = [row for row in log if keys[0] in row]
@@ -249,9 +250,9 @@ def diagram_shares(study: Study, name: str) -> Figure:
     assert run.workdir is not None
     order = max(2, run.task.order)
     diagrams = diagrams_of(run.task.mlp, order)
-    rows = [row for row in load_log(run.workdir) if f"diagrams/order_{order}/0" in row]
+    rows = [row for row in read_log(run.workdir) if f"diagrams/order_{order}/0" in row]
     history = [
-        (row["step"], {d: row[f"diagrams/order_{order}/{i}"] for i, d in enumerate(diagrams)})
+        (int(row["step"]), {d: row[f"diagrams/order_{order}/{i}"] for i, d in enumerate(diagrams)})
         for row in rows
     ]
     title = f"{name}, iteration {run.task.order}: shares of the diagrams of order {order}"

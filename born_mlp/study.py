@@ -5,12 +5,10 @@ enter training, and kept as plain numbers that the tables and figures are made o
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from born_mlp import baselines, nnpt
 from born_mlp.coefficients import relative_error
@@ -19,7 +17,6 @@ from born_mlp.nnpt import Iteration, Perturbation
 from born_mlp.physics.shallowness import shallowness
 from born_mlp.samples import ScatteringSamples, exact_approximation, exact_tensor
 from common import Experiment
-from common.files import PathLike
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,9 +172,3 @@ def proxy_errors(found: Perturbation, regime: Regime, *, bins: int = 10) -> dict
             for rows in groups
         ],
     }
-
-
-def load_log(workdir: PathLike) -> list[dict[str, Any]]:
-    """Read the metrics that a training run has logged."""
-    text = (epath.Path(workdir) / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]

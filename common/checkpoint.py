@@ -5,6 +5,8 @@ import functools
 import json
 import logging
 import math
+import os
+import pathlib
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 OnFailure = Literal["stop", "continue"]
 Best = Literal["min", "max"]
 
+START_FILE = "SUPERVISE_START"
+"""Variable with the path of a file in which a run says from which checkpoint it starts."""
 FREE_KEYS = ("workdir", "log.", "checkpoint.", "mesh.", "hang_timeout")
 """Config keys that may change between a checkpoint and the run that resumes it."""
 
@@ -319,7 +323,9 @@ class Checkpoints:
         failures = []
         for step in distributed.agree(steps):
             try:
-                return self._load(step, abstract_state)
+                state = self._load(step, abstract_state)
+                self._tell_supervisor(step)
+                return state
             except _Unreadable as error:
                 failures.append(f"step {step}: {error}")
                 logger.warning("checkpoint of step %d cannot be read, passed over: %s", step, error)
@@ -328,7 +334,13 @@ class Checkpoints:
                 f"none of the checkpoints in {self._folder} can be read; move the folder away to "
                 "start anew.\n  " + "\n  ".join(failures)
             )
+        self._tell_supervisor(0)
         return None
+
+    def _tell_supervisor(self, step: int) -> None:
+        """Say where this run starts: from the same step again, it has made no progress."""
+        if path := os.environ.get(START_FILE):
+            pathlib.Path(path).write_text(f"{self._folder} {step}")
 
     def _load(self, step: int, abstract_state: Any) -> Any:
         """Read a checkpoint, and check it; one that any process cannot read is read by none."""

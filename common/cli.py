@@ -5,12 +5,11 @@ Every field of the config is an option, with its docstring as help:
 of one dataclass of arguments (`command`).
 """
 
+import argparse
 import contextlib
 import dataclasses
 import importlib.util
 import inspect
-import itertools
-import json
 import logging
 import os
 import pathlib
@@ -24,10 +23,9 @@ import jax
 import tyro
 from etils import epath
 
-from common import aot, distributed, runs
-from common.config import to_json
+from common import aot, distributed, runs, sweep
+from common.config import expand_user, to_json
 from common.experiment import Experiment
-from common.files import local_folder
 from common.perf import enable_compile_cache
 from common.preempt import Preempted
 from common.report import module_or_script
@@ -48,7 +46,8 @@ show    print the resolved config, the parameters, shapes and shardings, without
         work folder of a run: where its time went, over all restarts, and its loss over that time
 compare set the metrics of runs beside each other, with a figure of their curves
 aot     compile the train step for TPUs that are not there: memory, collectives, does it fit
-sweep   run every combination of the grid's values, each in a work folder of its own
+sweep   run every combination of the grid's values, each in a work folder of its own; a value of
+        several words is a tuple: --grid "task.hidden=8 8,16 16"
 
 CONFIG.py defines `config()`; `CONFIG.py --help` lists its fields. RUN is a work folder."""
 
@@ -109,7 +108,8 @@ def command(
     """
     args = list(sys.argv[1:] if argv is None else argv)
     with _together(args, many=processes == "many"), _one_line_errors(run):
-        run(tyro.cli(arguments, args=args, prog=shlex.join(["python", *module_or_script()])))
+        prog = shlex.join(["python", *module_or_script()])
+        run(expand_user(tyro.cli(arguments, args=args, prog=prog)))
 
 
 def _together(args: Sequence[str], *, many: bool) -> contextlib.AbstractContextManager[None]:
@@ -121,7 +121,11 @@ def _together(args: Sequence[str], *, many: bool) -> contextlib.AbstractContextM
 
 @contextlib.contextmanager
 def _one_line_errors(run: Callable[..., Any]) -> Iterator[None]:
-    """Set up a process; what a check of ours has to say ends in one line and status 1."""
+    """Set up a process; what a check of ours has to say ends in one line.
+
+    The status is 2 for what no restart mends, a setting or input that does not fit (ValueError),
+    and 1 for the rest.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)
     enable_compile_cache()
@@ -134,7 +138,7 @@ def _one_line_errors(run: Callable[..., Any]) -> Iterator[None]:
         if not _is_own_check(error, run):
             raise
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, ValueError) else 1)
 
 
 def _is_own_check(error: BaseException, run: Callable[..., Any]) -> bool:
@@ -162,7 +166,8 @@ def load_config(path: pathlib.Path) -> Any:
     """Import a config file and call its `config()`.
 
     Raises:
-      ValueError: if there is no such file (with the files that are there), or it has no `config`.
+      ValueError: if there is no such file (with the files that are there), it is wrong Python, or
+        has no `config`.
     """
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.py") if p.name != "__init__.py")
@@ -173,11 +178,26 @@ def load_config(path: pathlib.Path) -> Any:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "config", None)):
-        raise ValueError(f"{path} must define a function config() that returns the experiment")
-    return module.config()
+    sys.modules[spec.name] = module  # where its functions are known by name
+    folder = str(path.parent.absolute())
+    if folder not in sys.path:  # last: a file beside it must not hide an installed module
+        sys.path.append(folder)
+    try:
+        spec.loader.exec_module(module)
+        if callable(getattr(module, "config", None)):
+            return module.config()
+    except OSError:
+        raise
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        if isinstance(error, SyntaxError):
+            where = f"{error.filename}, line {error.lineno}"
+        elif pathlib.Path(line.filename) == pathlib.Path(spec.origin or path):
+            where = f"{path}, line {line.lineno}"
+        else:  # somewhere deeper, where only the traceback shows the way
+            raise
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+    raise ValueError(f"{path} must define a function config() that returns the experiment")
 
 
 def resolve(path: pathlib.Path, overrides: Sequence[str]) -> Any:
@@ -185,23 +205,27 @@ def resolve(path: pathlib.Path, overrides: Sequence[str]) -> Any:
 
     A config without a work folder gets `runs/PROJECT/NAME`, after the folder and name of its file.
     """
-    config = load_config(path)
+    config = _override(load_config(path), overrides, path)
+    if config.workdir is None:
+        config = dataclasses.replace(
+            config, workdir=os.path.join("runs", path.parent.name, path.stem)
+        )
+    return config
+
+
+def _override(config: Any, args: Sequence[str], path: pathlib.Path, *markers: Any) -> Any:
     kind: Any = type(config)
     if isinstance(config, Experiment):
         kind = Experiment[type(config.task)]  # type: ignore[misc]
     config = tyro.cli(
         kind,
         default=config,
-        args=list(overrides),
+        args=list(args),
         prog=f"... {path}",
         # A field that may be one of several dataclasses stays what the config file made it.
-        config=(tyro.conf.AvoidSubcommands,),
+        config=(tyro.conf.AvoidSubcommands, *markers),
     )
-    if config.workdir is None:
-        config = dataclasses.replace(
-            config, workdir=os.path.join("runs", path.parent.name, path.stem)
-        )
-    return config
+    return expand_user(config)
 
 
 def experiments(config: Any) -> Mapping[str, Experiment[Any]]:
@@ -244,48 +268,21 @@ def _aot(path: pathlib.Path, args: list[str]) -> None:
         print(f"{name}\n" * bool(name) + aot.describe(found), flush=True)
 
 
-def _sweep(run: Callable[[Any], Any], path: pathlib.Path, args: list[str]) -> None:
-    grid: dict[str, list[str]] = {}
-    overrides: list[str] = []
-    items = iter(args)
-    for item in items:
-        if item != "--grid":
-            overrides.append(item)
-            continue
-        key, equals, values = next(items, "").partition("=")
-        if not (key and equals and values):
-            raise ValueError(
-                "--grid needs FIELD=V1,V2,..., e.g. --grid optim.learning_rate=1e-3,3e-3"
-            )
-        grid[key] = values.split(",")
-    if not grid:
+def _sweep(run: Callable[[Any], Any], path: pathlib.Path, args: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--grid", action="append", default=[])
+    found, rest = parser.parse_known_args(args)
+    if not found.grid:
         raise ValueError("sweep needs at least one --grid FIELD=V1,V2,...")
-
-    base = resolve(path, overrides).workdir
-    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    configs = []
-    for point in points:  # resolve all first: a bad value must not surface after hours of training
-        flags = [part for key, value in point.items() for part in (f"--{key}", value)]
-        config = resolve(path, [*overrides, *flags])
-        name = ",".join(f"{key}={value}" for key, value in point.items())
-        configs.append(dataclasses.replace(config, workdir=f"{base}/{name.replace(os.sep, '_')}"))
-
-    rows = []
-    for number, (point, config) in enumerate(zip(points, configs, strict=True), 1):
-        print(f"[{number}/{len(points)}] {point} -> {config.workdir}", flush=True)
-        result = run(config)
-        numbers = result if isinstance(result, Mapping) else result.metrics
-        rows.append({**point, **{k: float(v) for k, v in numbers.items()}})
-    if jax.process_index() != 0:
-        return
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    for row in rows:
-        cells = [row.get(c, "") for c in columns]
-        table.append(
-            "| " + " | ".join(f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells) + " |"
+    base = resolve(path, rest)
+    points = []
+    # Resolve all first: a bad value must not surface after hours of training.
+    for settings in sweep.grid_points(found.grid):
+        # With values for flags, so that they can be swept, too.
+        arguments = sweep.overrides(settings)
+        config = _override(base, arguments, path, tyro.conf.FlagConversionOff)
+        config = dataclasses.replace(
+            config, workdir=f"{base.workdir}/{sweep.folder_name(settings)}"
         )
-    with local_folder(base) as folder:
-        (folder / "sweep.json").write_text(json.dumps(rows, indent=2))
-        (folder / "sweep.md").write_text("\n".join(table) + "\n")
-    print("\n".join(table), f"\nwritten to {base}/sweep.json and {base}/sweep.md", sep="\n")
+        points.append(sweep.Point(settings=settings, config=config))
+    sweep.sweep(run, points, base.workdir)

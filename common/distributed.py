@@ -172,7 +172,7 @@ def agree(value: Any) -> Any:
 
     It travels through the coordinator, so that the devices are not waited for.
     """
-    client = jax_distributed.global_state.client
+    client = internals.coordination().client
     if client is None:
         return value
     key = f"agree/{next(_agreements)}"

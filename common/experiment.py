@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Generic, TypeVar
 
+import numpy as np
+
 from common.checkpoint import CheckpointConfig
 from common.mesh import MeshConfig
 from common.optim import OptimConfig
@@ -25,7 +27,7 @@ class LogConfig:
     """Weights & Biases project to log to (needs the extra `wandb`)."""
     progress: bool = True
     """Show a progress bar."""
-    profile: ProfileConfig | None = None
+    profile: ProfileConfig = ProfileConfig()
     """Steps to trace with the JAX profiler."""
 
 
@@ -66,12 +68,13 @@ class Experiment(Generic[TaskT]):
     for ever."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"steps and batch_size must be positive; got {self.steps} and {self.batch_size}"
-            )
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be at least 0 and under 2**32, got {self.seed}")
+        # The state counts steps in 32 bits, and JAX makes a key of 32 bits.
+        for name, least, bits in (("steps", 1, 31), ("batch_size", 1, 31), ("seed", 0, 32)):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or not least <= value < 2**bits:
+                raise ValueError(
+                    f"{name} must be a whole number from {least} to 2^{bits} - 1, got {value!r}"
+                )
         cadences = {
             "steps": self.steps,
             "log.every": self.log.every,

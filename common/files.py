@@ -1,9 +1,11 @@
 """The files of a run's folder, on a disk or in a bucket (`gs://`): whole, or line by line."""
 
 import contextlib
+import math
 import os
 import pathlib
 import tempfile
+import uuid
 import warnings
 from collections.abc import Iterator
 
@@ -22,17 +24,50 @@ def absolute(path: PathLike) -> epath.Path:
     return epath.Path(path) if is_remote(path) else epath.Path(path).absolute()
 
 
-def replace(path: PathLike, content: bytes) -> None:
-    """Replace a file in one step: a crash leaves the old content or the new."""
+def user_cache() -> pathlib.Path | None:
+    """Return this project's folder below the user's cache; None for a user without a home."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return None if base.startswith("~") else pathlib.Path(base) / "jax-three-papers"
+
+
+def json_number(value: float) -> float | str:
+    """Return a number as strict JSON has it: "NaN", "Infinity" and "-Infinity" are strings.
+
+    `float` of Python and `Number` of JavaScript read them back.
+    """
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+@contextlib.contextmanager
+def replacing(path: PathLike) -> Iterator[pathlib.Path]:
+    """Give a file to write that replaces `path`, whose folder is made, when the block ends well.
+
+    A crash leaves the old content or the new. Several processes may write the same file.
+    """
     if is_remote(path):  # objects are written whole or not at all
-        epath.Path(path).write_bytes(content)
+        with tempfile.TemporaryDirectory() as folder:
+            draft = pathlib.Path(folder, epath.Path(path).name)
+            yield draft
+            epath.Path(path).write_bytes(draft.read_bytes())
         return
-    temporary = f"{os.fspath(path)}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    try:
+        yield draft
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def replace(path: PathLike, content: bytes) -> None:
+    """Replace the content of a file in one step; see `replacing`."""
+    with replacing(path) as draft:
+        draft.write_bytes(content)
 
 
 @contextlib.contextmanager

@@ -102,7 +102,9 @@ def _train(experiment: Experiment[Any], description: str, fault: faults.RollBack
         ledger = stack.enter_context(Ledger())
         with ledger("init"):
             setup = prepare(experiment)
-            mesh, config = setup.mesh, to_dict(experiment)
+            mesh = setup.mesh
+            # What is kept must be comparable.
+            config = {} if workdir is None else to_dict(experiment)
             checkpoints: Checkpoints | None = None
             state: Any = None
             changed: dict[str, tuple[Any, Any]] = {}

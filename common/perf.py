@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import math
 import os
-import pathlib
 import signal
 import threading
 import time
@@ -18,6 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import PyTree
 
 from common.chips import find_chip
+from common.files import user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -136,21 +136,22 @@ def param_count(params: PyTree) -> int:
 class ProfileConfig:
     """Steps to trace with the JAX profiler."""
 
-    start_step: int = 10
-    """First step of the trace; a later one when steps are called in groups or the run resumes."""
+    start_step: int | None = None
+    """First step of the trace; a later one when steps are called in groups or the run resumes. None
+    traces only when SIGUSR1 asks for it."""
     steps: int = 5
-    """Number of steps to trace."""
+    """Number of steps of a trace."""
 
     def __post_init__(self) -> None:
-        if self.start_step < 0 or self.steps < 1:
+        if self.steps < 1 or (self.start_step is not None and self.start_step < 0):
             raise ValueError(
-                "profile.start_step must be at least 0 and profile.steps at least 1; "
+                "profile.start_step must be at least 0, or None, and profile.steps at least 1; "
                 f"got {self.start_step} and {self.steps}"
             )
 
 
 class Profiler:
-    """Traces a window of steps into `workdir/profile`: that of the config, and one at each SIGUSR1.
+    """Traces windows of steps into `workdir/profile`: that of the config, one at each SIGUSR1.
 
     with Profiler(config, workdir) as profiler:
         for step in range(start, end):
@@ -162,17 +163,14 @@ class Profiler:
     with TensorBoard's profile plugin, xprof or Perfetto.
     """
 
-    def __init__(
-        self, config: ProfileConfig | None, workdir: str | os.PathLike[str] | None
-    ) -> None:
-        if config is not None and workdir is None:
+    def __init__(self, config: ProfileConfig, workdir: str | os.PathLike[str] | None) -> None:
+        if config.start_step is not None and workdir is None:
             raise ValueError("a profile needs a folder to be written to: set workdir")
         self._by_signal = workdir is not None
         self._folder = os.path.join(workdir or "", "profile")
-        self._steps = (config or ProfileConfig()).steps
-        self._windows = (
-            [] if config is None else [range(config.start_step, config.start_step + config.steps)]
-        )
+        self._steps = config.steps
+        first = config.start_step
+        self._windows = [] if first is None else [range(first, first + config.steps)]
         self._asked = self._tracing = False
         self._previous: Any = None
 
@@ -243,12 +241,11 @@ def enable_compile_cache(path: str | os.PathLike[str] | None = None) -> None:
 
     Args:
       path: the folder; by default the one that JAX is configured with (JAX_COMPILATION_CACHE_DIR),
-        or else one in the user's cache folder.
+        or else one in the user's cache folder, if there is one.
     """
     if path is None and jax.config.values["jax_compilation_cache_dir"] is None:
-        path = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jax-three-papers"
+        path = user_cache()
     if path is not None:
-        folder = os.fspath(pathlib.Path(path).expanduser())
-        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_compilation_cache_dir", os.fspath(path))
         compilation_cache.reset_cache()  # else a folder that is in use already would stay so
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -6,7 +6,6 @@ import math
 import os
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 from etils import epath
 from matplotlib.axes import Axes
@@ -16,6 +15,7 @@ from common import report
 from common.config import diff
 from common.files import PathLike
 from common.goodput import Account
+from common.writers import read_log
 
 LOSS = "train/loss"
 
@@ -109,15 +109,11 @@ def read_curves(workdir: PathLike) -> dict[str, list[tuple[int, float]]]:
     Raises:
       ValueError: if there is none.
     """
-    path = epath.Path(workdir) / "metrics.jsonl"
-    if not path.exists():
-        raise ValueError(f"{os.fspath(workdir)} holds no metrics.jsonl: it is no run's folder")
     curves: dict[str, list[tuple[int, float]]] = {}
-    for line in path.read_text().splitlines():
-        values: dict[str, Any] = json.loads(line)
-        step = values.pop("step")
+    for values in read_log(workdir):
+        step = int(values.pop("step"))
         for name, value in values.items():
-            curves.setdefault(name, []).append((step, float(value)))
+            curves.setdefault(name, []).append((step, value))
     return curves
 
 

@@ -56,7 +56,7 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
     evaluators = tuple(task.evaluators())
     _check_evaluators(evaluators, experiment)
     params = jax.eval_shape(task.init, jax.random.key(experiment.seed))
-    _check_parameters(params)
+    _check_parameters(task, params)
     optimizer = make_optimizer(experiment.optim, params, steps=experiment.steps)
     data = task.data(batch_size=experiment.batch_size, seed=experiment.seed)
     spec = data.spec()
@@ -121,10 +121,10 @@ def _check_evaluators(evaluators: Sequence[Evaluator], experiment: Experiment[An
         )
 
 
-def _check_parameters(params: Any) -> None:
+def _check_parameters(task: Task, params: Any) -> None:
     named = named_leaves(params)
     if not named:
-        raise ValueError("the task's init returns no parameters: there is nothing to train")
+        raise ValueError(f"{type(task).__name__}.init returns no parameters: {params!r}")
     if empty := [f"{name} {leaf.shape}" for name, leaf in named if not leaf.size]:
         raise ValueError(
             f"parameters without elements cannot be saved: {', '.join(empty)}; leave them out"

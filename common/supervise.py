@@ -8,17 +8,23 @@ the others, each supervisor starts its own again, and the run goes on from the n
 With `--processes` the supervisor makes a cluster of one machine.
 
 Status 0 ends the supervisor; so do 2, a command line that no restart mends, and 143, a run
-that was asked to stop and has saved: whoever asked decides what comes next.
+that was asked to stop and has saved: whoever asked decides what comes next. So do too many failures
+one after the other without a newer checkpoint. A run says from which checkpoint it starts in the
+file that the variable SUPERVISE_START names, as `common.checkpoint` does.
 """
 
 import argparse
 import os
+import pathlib
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+
+from common.checkpoint import START_FILE
 
 FINAL = (0, 2, 143)
 """Statuses after which nothing is started again."""
@@ -30,16 +36,14 @@ def supervise(
     processes: int = 1,
     restarts: int = 10,
     backoff: float = 1.0,
-    steady: float = 600.0,
 ) -> int:
     """Run a command until it ends well.
 
     Args:
       command: program and arguments.
       processes: how many of it make one run on this machine; 1 leaves the environment as it is.
-      restarts: starts anew, one after the other, before giving up.
+      restarts: starts anew, one after the other from the same checkpoint, before giving up.
       backoff: seconds before the first restart, doubled at each up to a minute.
-      steady: seconds after which a start counts as a good one, and `restarts` begins anew.
 
     Returns:
       The status of the last start: that of the first process that failed.
@@ -54,28 +58,35 @@ def supervise(
 
     previous = {s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        failures = 0
-        while True:
-            began = time.monotonic()
-            port = _free_port()
-            running[:] = [
-                subprocess.Popen(command, env=_environment(i, processes, port))
-                for i in range(processes)
-            ]
-            for signum in tuple(asked):  # what came while they were being started
-                forward(signum, None)
-            status = _wait(running)
-            if status in FINAL or asked:
-                return status
-            failures = 1 if time.monotonic() - began > steady else failures + 1
-            if failures > restarts:
-                _say(f"status {status}; given up after {restarts} restarts")
-                return status
-            pause = min(60.0, backoff * 2 ** (failures - 1))
-            _say(f"status {status}; restart {failures} of {restarts} in {pause:g} s")
-            time.sleep(pause)
-            if asked:
-                return 128 + asked[0]
+        with tempfile.TemporaryDirectory() as folder:
+            told = pathlib.Path(folder, "start")
+            told.touch()
+            failures, checkpoint = 0, ""
+            while True:
+                port = _free_port()
+                running[:] = [
+                    subprocess.Popen(
+                        command, env={**_environment(i, processes, port), START_FILE: str(told)}
+                    )
+                    for i in range(processes)
+                ]
+                for signum in tuple(asked):  # what came while they were being started
+                    forward(signum, None)
+                status = _wait(running)
+                if status in FINAL or asked:
+                    return status
+                # From another checkpoint than last time: the start before made progress.
+                began_at = told.read_text()
+                failures = failures + 1 if began_at == checkpoint else 1
+                checkpoint = began_at
+                if failures > restarts:
+                    _say(f"status {status}; given up after {restarts} restarts")
+                    return status
+                pause = min(60.0, backoff * 2 ** (failures - 1))
+                _say(f"status {status}; restart {failures} of {restarts} in {pause:g} s")
+                time.sleep(pause)
+                if asked:
+                    return 128 + asked[0]
     finally:
         for process in running:
             process.kill()
@@ -123,8 +134,7 @@ def _say(text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the options, and end with the status of the command."""
-    assert __doc__ is not None
-    head, _, rest = __doc__.partition("\n")
+    head, _, rest = (__doc__ or "").partition("\n")  # python -OO keeps none
     parser = argparse.ArgumentParser(
         prog="python -m common.supervise",
         description=head,
@@ -132,9 +142,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--processes", type=int, default=1, help="processes on this machine")
-    parser.add_argument("--restarts", type=int, default=10, help="starts anew before giving up")
+    parser.add_argument(
+        "--restarts", type=int, default=10, help="starts anew from one checkpoint before giving up"
+    )
     parser.add_argument("--backoff", type=float, default=1.0, help="seconds before the first")
-    parser.add_argument("--steady", type=float, default=600.0, help="seconds of a good start")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and the command")
     options = vars(parser.parse_args(argv))
     command = options.pop("command")

@@ -10,7 +10,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.config import diff
+from common.config import refuse_changes
+from common.files import replace
 
 _BREAKS = str.maketrans("\t\r\n", "   ")
 
@@ -47,15 +48,17 @@ class PredictionsFile:
             whole = data.rfind(b"\n") + 1
             lines = data[:whole].splitlines(keepends=True)
         if len(lines) > 1:
-            _check_record(self.path, before, record)
+            refuse_changes(
+                before,
+                record,
+                what=f"{self.path} was made",
+                advice="give another output, or move it away",
+            )
             if whole < len(data):
                 os.truncate(self.path, whole)
         else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             # The record is there, as a whole, before the first row is.
-            part = sidecar.with_name(sidecar.name + ".part")
-            part.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-            part.replace(sidecar)
+            replace(sidecar, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
             lines = [head]
             self.path.write_bytes(head)
         if lines[0] != head:
@@ -98,13 +101,3 @@ def _read_record(path: pathlib.Path, sidecar: pathlib.Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{sidecar} is no JSON: {error}") from None
     return dict(record)
-
-
-def _check_record(path: pathlib.Path, before: dict[str, Any], record: Mapping[str, Any]) -> None:
-    # Through JSON, so that tuples and lists are the same.
-    changed = diff(before, json.loads(json.dumps(record)))
-    if changed:
-        what = "; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
-        raise ValueError(
-            f"{path} was made with other settings ({what}); give another output, or move it away"
-        )

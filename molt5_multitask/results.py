@@ -12,6 +12,7 @@ from common import Experiment
 from common.files import local_folder
 from common.report import provenance, table
 from common.task import Params
+from common.writers import read_log
 from molt5_multitask.corpus import copy_baseline
 from molt5_multitask.pretrained import save_pretrained
 from molt5_multitask.tasks import TASKS
@@ -63,7 +64,7 @@ def write(experiment: Experiment[MultitaskT5], scores: Mapping[str, Any]) -> str
     """Write `results.json`, `results.md` and the learning curves; return the Markdown."""
     workdir = experiment.workdir or "."
     origin = provenance()
-    log = _read_log(workdir)
+    log = read_log(workdir)
     losses = {k: v for line in log for k, v in line.items() if k.endswith("loss")}
     content = {**origin, "steps": experiment.steps, "losses": losses, "tasks": scores}
     header = ("task", "rows", "exact match", "copying the input", "other scores")
@@ -114,8 +115,3 @@ def learning_curves(log: Sequence[Mapping[str, float]]) -> Figure:
     axes.set_yscale("log")
     axes.legend(fontsize=8)
     return figure
-
-
-def _read_log(workdir: str) -> list[dict[str, float]]:
-    text = (epath.Path(workdir) / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]

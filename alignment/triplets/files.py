@@ -11,7 +11,6 @@ every triplet; they are read, too, and matched by name.
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 import shutil
 import tempfile
@@ -24,7 +23,7 @@ from jaxtyping import Float, Int
 
 from alignment.files import read_arrays, write_arrays
 from alignment.judgments import check_triplets
-from common.files import PathLike
+from common.files import PathLike, replacing
 
 Labels = Literal["uncertainty_distillation", "untransformed"]
 """Whose similarities they are: the human-aligned teacher's, or the teacher's own."""
@@ -165,11 +164,9 @@ def streamed(path: PathLike, count: int) -> Iterator[dict[str, np.ndarray]]:
             name: np.lib.format.open_memmap(file, "w+", ARRAYS[name], (count, 3))
             for name, file in parts.items()
         }
-        draft = folder / "whole.npz"
-        with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
+        with replacing(path) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
             for file in parts.values():
                 archive.write(file, file.name)
                 file.unlink()
-        os.replace(draft, path)
     finally:
         shutil.rmtree(folder)

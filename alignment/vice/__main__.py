@@ -31,6 +31,7 @@ from common import (
     train,
 )
 from common.report import provenance
+from common.writers import read_log
 
 CALL = 10
 """Steps of one compiled call."""
@@ -148,8 +149,7 @@ def run(arguments: Arguments) -> Embedding:
     result = train(run_config, description=f"{task.seeds} embeddings")
     seeds = [embedding.pruned() for embedding in task.embeddings(result.params)]
     out = arguments.out
-    text = (out / "training" / "metrics.jsonl").read_text()
-    log = [json.loads(line) for line in text.splitlines()]
+    log = read_log(out / "training")
     found = summarise(arguments, task, seeds, log)
     best = seeds[found["best"]]
     best.write(out / "embedding.npz")

@@ -6,10 +6,12 @@ depend on how many hosts or workers take part.
 
 import abc
 import functools
+import reprlib
 from collections.abc import Mapping
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -52,12 +54,26 @@ class Data(abc.ABC):
         }
 
 
-def _checked_rows(arrays: Arrays) -> int:
-    """Return the number of rows, which all arrays must share."""
-    rows = {name: len(array) for name, array in arrays.items()}
-    if len(set(rows.values())) != 1:
-        raise ValueError(f"all arrays need the same number of rows, at least one array; got {rows}")
-    return next(iter(rows.values()))
+def _checked(arrays: Mapping[str, ArrayLike]) -> tuple[dict[str, np.ndarray], int]:
+    """Return the arrays, and the number of rows that all of them have."""
+    found = {}
+    for name, values in arrays.items():
+        try:
+            found[name] = np.asarray(values)
+        except ValueError:  # rows of different lengths
+            found[name] = np.asarray(None)
+        if found[name].ndim == 0 or found[name].dtype.kind not in "biufcV":  # V: bfloat16
+            raise ValueError(
+                f"the array {name!r} must hold rows of numbers, all of one shape; got "
+                f"{reprlib.repr(values)}"
+            )
+    rows = {name: len(array) for name, array in found.items()}
+    if len(set(rows.values())) != 1 or 0 in rows.values():
+        raise ValueError(
+            "there must be at least one array and one row, and all arrays need the same number of "
+            f"rows; got {rows}"
+        )
+    return found, next(iter(rows.values()))
 
 
 class EpochOrder:
@@ -94,9 +110,9 @@ class ArrayData(Data):
     seen once in each epoch.
     """
 
-    def __init__(self, arrays: Arrays, *, batch_size: int, seed: int) -> None:
-        self._arrays = {name: np.asarray(array) for name, array in arrays.items()}
-        self._order = EpochOrder(_checked_rows(self._arrays), seed=seed)
+    def __init__(self, arrays: Mapping[str, ArrayLike], *, batch_size: int, seed: int) -> None:
+        self._arrays, rows = _checked(arrays)
+        self._order = EpochOrder(rows, seed=seed)
         self._batch_size = batch_size
 
     def batch(self, step: int, part: Part = WHOLE) -> Arrays:
@@ -117,11 +133,10 @@ class OnePass:
     zero for the filling.
     """
 
-    def __init__(self, arrays: Arrays, *, batch_size: int) -> None:
-        self._arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    def __init__(self, arrays: Mapping[str, ArrayLike], *, batch_size: int) -> None:
+        self._arrays, self._rows = _checked(arrays)
         if "weight" in self._arrays:
             raise ValueError('the array name "weight" is reserved for marking the filled-up rows')
-        self._rows = _checked_rows(self._arrays)
         self._batch_size = batch_size
 
     def __len__(self) -> int:

@@ -17,6 +17,7 @@ import safetensors
 import safetensors.numpy
 from jax import Array
 
+from common.files import replacing
 from common.task import Params
 from common.tree import named_leaves
 
@@ -105,10 +106,8 @@ def _open_file(path: pathlib.Path) -> dict[str, StoredTensor]:
 
 def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> None:
     """Write tensors to a file as torch libraries expect it; a crash leaves the old file."""
-    path = pathlib.Path(path)
-    temporary = path.with_suffix(".writing")
-    safetensors.numpy.save_file(dict(tensors), temporary, metadata={"format": "pt"})
-    os.replace(temporary, path)
+    with replacing(path) as draft:
+        safetensors.numpy.save_file(dict(tensors), draft, metadata={"format": "pt"})
 
 
 def check_keys(stored: Mapping[str, StoredTensor], expected: Iterable[str], *, where: Any) -> None:

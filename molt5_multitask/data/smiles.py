@@ -10,15 +10,14 @@ import contextlib
 import hashlib
 import itertools
 import os
-import pathlib
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 
 import rdkit
 from rdkit import Chem
 
+from common.files import replace, user_cache
 from molt5_multitask import chem
 
 SERIAL = 10_000
@@ -58,22 +57,15 @@ def _read_all(compounds: set[str], *, canonical: bool) -> dict[str, str]:
     if len(sound) <= SERIAL:
         return known | {c: _read(c, canonical=canonical) for c in sound}
     key = "\n".join([rdkit.__version__, str(canonical), *sound])
-    file = _cache() / f"smiles-{hashlib.sha256(key.encode()).hexdigest()[:32]}.txt"
-    if file.is_file():
+    cache = user_cache()
+    file = cache and cache / f"smiles-{hashlib.sha256(key.encode()).hexdigest()[:32]}.txt"
+    if file and file.is_file():
         return known | dict(zip(sound, file.read_text().split("\n"), strict=True))
     found = _filter(sound, canonical=canonical)
-    with contextlib.suppress(OSError):  # Where the cache cannot be written, there is none.
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Another process may be at the same: each writes its own file and moves it into place.
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
-            new.write("\n".join(found))
-        os.replace(new.name, file)
+    if file:
+        with contextlib.suppress(OSError):  # Where the cache cannot be written, there is none.
+            replace(file, "\n".join(found).encode())
     return known | dict(zip(sound, found, strict=True))
-
-
-def _cache() -> pathlib.Path:
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "molt5_multitask"
 
 
 def _filter(compounds: Sequence[str], *, canonical: bool) -> list[str]:

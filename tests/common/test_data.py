@@ -1,9 +1,11 @@
 """Seekable data and its background transfer."""
 
+import functools
 import itertools
 import threading
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -46,9 +48,27 @@ def test_a_part_of_a_batch_is_a_slice_of_it():
     np.testing.assert_array_equal(stack_steps(data, 3, 2, slice(1, 3))["x"], whole[:, 1:3])
 
 
-def test_arrays_of_different_lengths_are_refused():
-    with pytest.raises(ValueError, match=r"same number of rows.*'x': 3, 'y': 4"):
-        ArrayData({"x": np.zeros(3), "y": np.zeros(4)}, batch_size=2, seed=0)
+@pytest.mark.parametrize("kind", [functools.partial(ArrayData, seed=0), OnePass])
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.zeros(3), "y": np.zeros(4)}, r"same number of rows.*'x': 3, 'y': 4"),
+        ({"x": np.zeros((0, 3))}, r"at least one array and one row.*'x': 0"),
+        ({}, "at least one array"),
+        ({"x": np.zeros(3), "y": 2.0}, r"'y' must hold rows of numbers.* got 2\.0"),
+        ({"x": None}, "'x' must hold rows of numbers.* got None"),
+        ({"x": [[1], [2, 3]]}, r"'x' must hold rows of numbers, all of one shape; got \[\[1\]"),
+        ({"x": ["a", "b"]}, "'x' must hold rows of numbers"),
+    ],
+)
+def test_what_is_no_table_of_numbers_is_refused(kind, arrays, message):
+    with pytest.raises(ValueError, match=message):
+        kind(arrays, batch_size=2)
+
+
+def test_lists_and_half_precision_are_rows_too():
+    data = ArrayData({"x": [1, 2], "y": jnp.ones(2, jnp.bfloat16)}, batch_size=2, seed=0)
+    assert sorted(data.batch(0)["x"].tolist()) == [1, 2]
 
 
 def test_one_pass_counts_every_row_once():

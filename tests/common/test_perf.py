@@ -202,17 +202,17 @@ def test_a_trace_of_the_users_own_is_left_alone(ends, tmp_path, caplog):
 
 
 def test_no_profile(tmp_path, trace_calls):
-    with Profiler(None, None) as profiler:
+    with Profiler(ProfileConfig(), None) as profiler:
         profiler.before_step(0, None)
     assert trace_calls == []
     with pytest.raises(ValueError, match="set workdir"):
-        Profiler(ProfileConfig(), None)
+        Profiler(ProfileConfig(start_step=0), None)
 
 
 @pytest.mark.parametrize("fields", [{"start_step": -1}, {"steps": 0}])
 def test_bad_profile(fields):
     with pytest.raises(
-        ValueError, match=r"profile.start_step must be at least 0 and profile.steps"
+        ValueError, match=r"profile.start_step must be at least 0, or None, and profile.steps"
     ):
         ProfileConfig(**fields)
 
@@ -232,6 +232,21 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((3, 3)))
 print(jax.config.jax_compilation_cache_dir, hits.count("/jax/compilation_cache/cache_hits"))
 """
+
+
+def test_a_user_without_a_home_has_no_cache():
+    code = "import os; os.getuid = lambda: 987654; from common import perf, files;" + (
+        "perf.enable_compile_cache(); import jax;"
+        "print(files.user_cache(), jax.config.jax_compilation_cache_dir)"
+    )
+    environment = {
+        k: v for k, v in os.environ.items()
+        if k not in ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR")
+    }  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+    )
+    assert run.stdout == "None None\n"
 
 
 @pytest.mark.parametrize(

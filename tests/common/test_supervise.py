@@ -4,12 +4,15 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
+from common import train
 from common.supervise import supervise
+from tests.common.toy import experiment
 
 
 def starts(folder: pathlib.Path) -> int:
@@ -38,10 +41,23 @@ def test_failures_are_started_again_up_to_a_limit(script, status, count, tmp_pat
     assert ("given up after 3 restarts" in capfd.readouterr().err) == (count == 4)
 
 
-def test_steady_starts_are_not_counted(tmp_path):
-    script = f"sleep 0.1; test $(wc -l < {tmp_path}/starts) -ge 6"
-    assert supervise(command(tmp_path, script), restarts=1, backoff=0.01, steady=0.05) == 0
-    assert starts(tmp_path) == 6
+@pytest.mark.parametrize(("told", "status", "count"), [("$N", 0, 6), ("5", 1, 3)])
+def test_only_failures_from_one_checkpoint_are_counted(told, status, count, tmp_path):
+    script = f"N=$(wc -l < {tmp_path}/starts); echo {told} > $SUPERVISE_START; test $N -ge 6"
+    assert supervise(command(tmp_path, script), restarts=2, backoff=0.01) == status
+    assert starts(tmp_path) == count
+
+
+def test_a_run_says_from_which_checkpoint_it_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("SUPERVISE_START", str(tmp_path / "told"))
+    for step in (0, 12):
+        train(experiment(workdir=str(tmp_path / "run")))
+        assert (tmp_path / "told").read_text() == f"{tmp_path}/run/checkpoints {step}"
+
+
+def test_the_supervisor_works_without_docstrings():
+    command = [sys.executable, "-OO", "-m", "common.supervise", "--", "true"]
+    assert subprocess.run(command, check=False).returncode == 0
 
 
 def test_one_failure_ends_the_others_which_know_of_each_other(tmp_path):
