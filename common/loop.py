@@ -83,14 +83,13 @@ def _train(experiment: Experiment[Any], description: str, fault: faults.RollBack
     """Train from the newest checkpoint, or from the newest one before a fault."""
     workdir, steps = experiment.workdir, experiment.steps
     per_call, save_every = experiment.step.per_call, experiment.checkpoint.every
-    evaluators = tuple(experiment.task.evaluators())
 
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         ledger = stack.enter_context(Ledger())
         with ledger("init"):
             setup = prepare(experiment)
-            mesh, config = setup.mesh, to_dict(experiment)
+            mesh, evaluators, config = setup.mesh, setup.evaluators, to_dict(experiment)
             checkpoints: Checkpoints | None = None
             state: Any = None
             if workdir is not None:

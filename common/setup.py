@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from common.data import Data
-from common.evaluate import Evaluator
+from common.evaluate import Checked, Evaluator
 from common.experiment import Experiment
 from common.mesh import check_batch, make_mesh
 from common.optim import make_optimizer
@@ -34,6 +34,8 @@ class Setup:
     """Makes the state of step 0 on the devices, every array directly in its layout."""
     train_step: Any
     """Jitted `(state, batches) -> (state, metrics)`; it takes over the state's memory."""
+    evaluators: tuple[Evaluator, ...]
+    """What is computed on the parameters at a cadence."""
 
 
 def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = None) -> Setup:
@@ -44,13 +46,13 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
       devices: those of the mesh; all that there are by default.
 
     Raises:
-      ValueError: for a mesh, batch, sharding rule or parameter group that does not fit, before any
-        compute is spent.
+      ValueError: for a mesh, batch, sharding rule, parameter group or evaluator that does not fit,
+        before any compute is spent.
     """
     mesh = make_mesh(experiment.mesh, devices)
     task = experiment.task
-    for evaluator in task.evaluators():
-        _check_cadence(evaluator, experiment.step.per_call)
+    evaluators = tuple(task.evaluators())
+    _check_cadences(evaluators, experiment.step.per_call)
     params = jax.eval_shape(task.init, jax.random.key(experiment.seed))
     optimizer = make_optimizer(experiment.optim, params, steps=experiment.steps)
     data = task.data(batch_size=experiment.batch_size, seed=experiment.seed)
@@ -69,6 +71,9 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
     )
     abstract_state = lay_out(init, task.sharding_rules(), mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+    for evaluator in evaluators:
+        if isinstance(evaluator, Checked):
+            evaluator.check(abstract_state.eval_params, mesh)
     jitted_init = jax.jit(init, out_shardings=shardings, donate_argnums=0)
 
     def init_state() -> TrainState:
@@ -86,12 +91,20 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
         abstract_state=abstract_state,
         init_state=init_state,
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, shardings.window)),
+        evaluators=evaluators,
     )
 
 
-def _check_cadence(evaluator: Evaluator, per_call: int) -> None:
-    if evaluator.every < 1 or evaluator.every % per_call:
+def _check_cadences(evaluators: Sequence[Evaluator], per_call: int) -> None:
+    names = [evaluator.name for evaluator in evaluators]
+    if len(set(names)) != len(names):
         raise ValueError(
-            f"evaluator {evaluator.name!r} runs every {evaluator.every} steps; that must be a "
-            f"positive multiple of step.per_call = {per_call}"
+            f"the evaluators are called {names}: give each a name of its own, or one's numbers "
+            "would overwrite the other's"
         )
+    for evaluator in evaluators:
+        if evaluator.every < 1 or evaluator.every % per_call:
+            raise ValueError(
+                f"evaluator {evaluator.name!r} runs every {evaluator.every} steps; that must be a "
+                f"positive multiple of step.per_call = {per_call}"
+            )

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from common.data import ArrayData, EpochOrder, OnePass, prefetch, stack_steps
+from common.data import ArrayData, EpochOrder, prefetch, stack_steps
 
 
 def test_each_epoch_holds_every_row_once_and_in_another_order():
@@ -49,15 +49,6 @@ def test_a_part_of_a_batch_is_a_slice_of_it():
 def test_arrays_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match=r"same number of rows.*'x': 3, 'y': 4"):
         ArrayData({"x": np.zeros(3), "y": np.zeros(4)}, batch_size=2, seed=0)
-
-
-def test_one_pass_counts_every_row_once():
-    data = OnePass({"x": np.arange(10) + 1}, batch_size=4)
-    assert len(data) == 3
-    batches = [data.batch(i) for i in range(len(data))]
-    assert all(b["x"].shape == (4,) for b in batches)
-    assert sum((b["x"] * b["weight"]).sum() for b in batches) == 55
-    assert sum(b["weight"].sum() for b in batches) == 10
 
 
 def test_prefetch_keeps_the_order_and_works_ahead():
