@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +14,7 @@ from common import metrics
 from common.data import prefetch
 from common.data.arrays import Arrays
 from common.distributed import to_host
-from common.mesh import BATCH_AXES, await_simulated, batch_sharding, local_examples, place
+from common.mesh import await_simulated, batch_sharding, local_examples, place, round_up
 
 
 class Evaluator(Protocol):
@@ -71,12 +70,6 @@ Step = Callable[[Any, Any], Any]
 entry "weight" of a batch, float32, is one for real rows and zero for the filling."""
 
 
-def _padded_size(data: HeldOutData, mesh: Mesh) -> int:
-    """Return the rows of a batch on a mesh."""
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    return math.ceil(data.batch_size / shards) * shards
-
-
 def check(step: Step, params: Any, data: HeldOutData, mesh: Mesh) -> Any:
     """Trace a step on the shapes of a batch, and return the shapes of its outputs.
 
@@ -86,7 +79,7 @@ def check(step: Step, params: Any, data: HeldOutData, mesh: Mesh) -> Any:
       data: the data, of which only `batch_size` and `spec` are used.
       mesh: the mesh.
     """
-    size, sharding = _padded_size(data, mesh), batch_sharding(mesh)
+    size, sharding = round_up(data.batch_size, mesh), batch_sharding(mesh)
     rows = {**data.spec(), "weight": jax.ShapeDtypeStruct((), np.float32)}
     batch = {
         name: jax.ShapeDtypeStruct((size, *row.shape), row.dtype, sharding=sharding)
@@ -104,7 +97,7 @@ def _outputs(
     Each process makes the rows of its own devices, in a thread and ahead of time, and every process
     runs the same number of batches.
     """
-    count, size = len(data), _padded_size(data, mesh)
+    count, size = len(data), round_up(data.batch_size, mesh)
     own = local_examples(mesh, size)
 
     def batches() -> Iterator[tuple[int, Arrays]]:
