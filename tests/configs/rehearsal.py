@@ -31,12 +31,13 @@ CALLS = 4
 
 def in_calls(run: Experiment[Any]) -> Experiment[Any]:
     """Return a run of four calls that saves and evaluates after every second one."""
-    call = run.step.per_call
+    call = min(run.step.per_call, 4)
     task = dataclasses.replace(run.task, eval_every=CALLS // 2 * call)
     return dataclasses.replace(
         run,
         task=task,
         steps=CALLS * call,
+        step=dataclasses.replace(run.step, per_call=call),
         optim=dataclasses.replace(run.optim, warmup_steps=min(run.optim.warmup_steps, call)),
         log=LogConfig(every=call, progress=False),
         checkpoint=dataclasses.replace(run.checkpoint, every=CALLS // 2 * call),

@@ -32,7 +32,7 @@ FLAGS = {
     "alignment/quickstart": "--student.batch_size 1024 --start.batch_size 192 "
     "--teacher_network.batch_size 192",
     "alignment/vit_l16": "--mesh.fsdp 8",
-    "molt5_multitask/base_packed": "--mesh.fsdp 16 --batch_size 2048",
+    "molt5_multitask/base_packed": "--mesh.fsdp 16 --batch_size 256",
     "molt5_multitask/public": "--batch_size 64",
     "molt5_multitask/quickstart": "--batch_size 64",
     "molt5_multitask/text_chem_t5_base": "--batch_size 2048",  # 32 on each device, as published
@@ -41,6 +41,7 @@ FLAGS = {
 }
 DEFAULT = ("alignment/siglip_b16", "born_mlp/quickstart", "molt5_multitask/base_packed")
 """Those of the default suite."""
+README = ("molt5_multitask/base_packed", "--mesh.fsdp 16 --batch_size 2048")
 EXPORTS = {
     "born_mlp": "**/networks.safetensors",
     "alignment": "**/export/model.safetensors",
@@ -65,20 +66,23 @@ def test_a_config_is_shape_checked_without_reading_data(path, monkeypatch):
             assert "parameters: " in text
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(p, id=name_of(p), marks=() if name_of(p) in DEFAULT else pytest.mark.slow)
-        for p in CONFIGS
-    ],
-)
-def test_a_config_is_rehearsed(path, tmp_path):
+def rehearsals():
+    for path in CONFIGS:
+        name = name_of(path)
+        marks = () if name in DEFAULT else pytest.mark.slow
+        yield pytest.param(path, FLAGS.get(name, ""), id=name, marks=marks)
+    name, flags = README
+    yield pytest.param(ROOT / f"configs/{name}.py", flags, id="README", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("path", "flags"), list(rehearsals()))
+def test_a_config_is_rehearsed(path, flags, tmp_path):
     """Started, evaluated, saved, killed, resumed, evaluated and exported, on 64 devices."""
-    killed = start(path, tmp_path)
+    killed = start(path, flags, tmp_path)
     assert killed.returncode == -signal.SIGKILL, killed.stdout
     (first,) = tmp_path.rglob("metrics.jsonl")
     before = lines(first.parent)
-    ended = start(path, tmp_path)
+    ended = start(path, flags, tmp_path)
     assert ended.returncode == 0, ended.stdout
     assert lines(first.parent)[: len(before)] == before
     for log in tmp_path.rglob("metrics.jsonl"):
@@ -99,7 +103,7 @@ def test_a_config_is_rehearsed(path, tmp_path):
     assert list((tmp_path / "run").glob(EXPORTS[path.parent.name]))
 
 
-def start(path: pathlib.Path, folder: pathlib.Path) -> subprocess.CompletedProcess[str]:
+def start(path: pathlib.Path, flags: str, folder: pathlib.Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
@@ -107,9 +111,8 @@ def start(path: pathlib.Path, folder: pathlib.Path) -> subprocess.CompletedProce
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    flags = FLAGS.get(name_of(path), "").split()
     return subprocess.run(
-        [sys.executable, "-m", "tests.configs.rehearsal", str(path), *flags],
+        [sys.executable, "-m", "tests.configs.rehearsal", str(path), *flags.split()],
         cwd=folder,
         env=environment,
         check=False,
