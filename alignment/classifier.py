@@ -103,11 +103,26 @@ class Classifier(Task):
             )
         return {"images": images, "labels": labels}
 
+    def row_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes of an image and its label."""
+        side = self.model.image_size
+        return {
+            "images": jax.ShapeDtypeStruct((side, side, 3), np.uint8),
+            "labels": jax.ShapeDtypeStruct((), np.int32),
+        }
+
     def evaluators(self) -> Sequence[Evaluator]:
         """Return loss and accuracy on held-out images."""
         if self.test_images is None:
             return []
-        return [_HeldOut(task=self)]
+        return [
+            MetricsEvaluator(
+                name="test",
+                every=self.eval_every,
+                data=_TestImages(self, self.test_images),
+                metrics=self._metrics,
+            )
+        ]
 
     def sharding_rules(self) -> ShardingRules:
         """Lay the parameters out over `fsdp` and `tensor`."""
@@ -134,34 +149,32 @@ class _ImagesInMemory(Data):
         return self._rows.batch(step, part)
 
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        shape = (self._batch_size, *(self._task.model.image_size,) * 2, 3)
         return {
-            "images": jax.ShapeDtypeStruct(shape, np.uint8),
-            "labels": jax.ShapeDtypeStruct(shape[:1], np.int32),
+            name: jax.ShapeDtypeStruct((self._batch_size, *row.shape), row.dtype)
+            for name, row in self._task.row_spec().items()
         }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _HeldOut:
-    """Loss and accuracy on held-out images, which are read at the first evaluation."""
+class _TestImages:
+    """Held-out images, which are read at the first evaluation."""
 
-    task: Classifier
-    name: str = "test"
+    batch_size = 256
 
-    @property
-    def every(self) -> int:
-        return self.task.eval_every
+    def __init__(self, task: Classifier, path: str) -> None:
+        self._task, self._path = task, path
 
     @functools.cached_property
-    def _evaluator(self) -> MetricsEvaluator:
-        assert self.task.test_images is not None
-        data = OnePass(self.task.read(self.task.test_images), batch_size=256)
-        return MetricsEvaluator(
-            name=self.name, every=self.every, data=data, metrics=self.task._metrics
-        )
+    def _rows(self) -> OnePass:
+        return OnePass(self._task.read(self._path), batch_size=self.batch_size)
 
-    def __call__(self, params: Params, mesh: jax.sharding.Mesh) -> dict[str, float]:
-        return dict(self._evaluator(params, mesh))
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self, rows: np.ndarray) -> Arrays:
+        return self._rows.take(rows)
+
+    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return self._task.row_spec()
 
 
 def augment(

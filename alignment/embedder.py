@@ -14,7 +14,14 @@ from alignment.images.preprocess import Preprocessing
 from alignment.vit.config import ViTConfig
 from alignment.vit.model import bind
 from common.data import prefetch
-from common.mesh import BATCH_AXES, MeshConfig, make_mesh, parameter_shardings, place
+from common.mesh import (
+    BATCH_AXES,
+    MeshConfig,
+    make_mesh,
+    parameter_shardings,
+    place,
+    round_up,
+)
 from common.task import Params
 
 
@@ -37,7 +44,7 @@ class Embedder:
           config: architecture.
           params: parameters.
           preprocessing: how pixels are normalised.
-          batch_size: images of a batch, a multiple of the devices that batches are split over.
+          batch_size: images of a batch; filled up to a multiple of the devices.
           dtype: type to compute in.
           mesh: the devices; the first one by default.
         """
@@ -77,7 +84,8 @@ class Embedder:
 
         def send(item: tuple[Any, np.ndarray]) -> tuple[Any, int, Array]:
             what, images = item
-            missing = self.batch_size - len(images)  # one shape, so that one program is compiled
+            # One shape, so that one program is compiled.
+            missing = round_up(self.batch_size, self._mesh) - len(images)
             padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
             return what, len(images), place(padded, self._mesh)
 

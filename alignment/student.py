@@ -8,29 +8,30 @@ parameter trains, and is pulled to where it started: `OptimConfig(decay_to_init=
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from alignment.evaluation.during_training import FeatureScores
 from alignment.evaluation.odd_one_out import odd_one_out
+from alignment.images.loading import load_rows
 from alignment.images.preprocess import Preprocessing, named
-from alignment.images.sources import open_images
+from alignment.images.sources import ImageSource, open_images
 from alignment.judgments import correct, read_triplets
 from alignment.losses import LossConfig, student_logits, triplet_loss
-from alignment.triplets.batches import TripletBatches, TripletImages
+from alignment.triplets.batches import TripletBatches, TripletGroups, TripletImages
 from alignment.vit.config import ViTConfig
 from alignment.vit.model import bind, init
 from alignment.vit.positions import resize_model
 from alignment.vit.pretrained import from_pretrained
-from common import Data, Evaluator, Mean, OnePass, Task
-from common.mesh import await_simulated, local_examples, place
-from common.metrics import Metrics, compute, merge
+from common import Data, Evaluator, Mean, Task
+from common.data.arrays import Arrays
+from common.evaluate import Step, check, evaluate
+from common.metrics import Metrics
 from common.rng import Rngs
 from common.task import Batch, Params, ShardingRules
 
@@ -68,7 +69,7 @@ class Student(Task):
     eval_batches: int = 2
     """Batches of each sampling that are evaluated, the first ones."""
     eval_batch: int = 512
-    """Triplets of an evaluation batch."""
+    """Triplets, or judged images, of an evaluation batch."""
     judged: JudgedImages | None = None
     """Score the backbone's features on people's choices, too."""
 
@@ -114,7 +115,10 @@ class Student(Task):
         return self.metrics(params, batch)
 
     def metrics(self, params: Params, batch: Batch) -> Metrics:
-        """Return the sums over a batch of groups of triplets; see `TripletBatches`."""
+        """Return the sums over a batch of groups of triplets, see `TripletGroups`.
+
+        In evaluation the batch has an entry "weight", of each group.
+        """
         groups, images = batch["images"].shape[:2]
         flat = batch["images"].reshape(groups * images, *batch["images"].shape[2:])
         z = self.outputs(params, flat)["triplet_logits"].reshape(groups, images, -1)
@@ -123,20 +127,18 @@ class Student(Task):
             z, batch["triplets"]
         )
         losses = triplet_loss(logits, batch["similarities"], self.loss_config)
+        weight = batch["weight"][:, None] if "weight" in batch else None
         return {
-            "loss": Mean.of(losses),
-            "accuracy": Mean.of(correct(logits).astype(jnp.float32)),
+            "loss": Mean.of(losses, weight),
+            "accuracy": Mean.of(correct(logits).astype(jnp.float32), weight),
         }
 
     def data(self, *, batch_size: int, seed: int) -> Data:
         """Make the training data, `batch_size` triplets a step; files are read at the first."""
-        return TripletBatches(
-            self.data_set,
-            self.data_set.train,
-            self.preprocessing,
-            batch_size=batch_size,
-            seed=seed,
+        groups = TripletGroups(
+            self.data_set, self.data_set.train, self.preprocessing, batch_size=batch_size
         )
+        return TripletBatches(groups, seed=seed)
 
     def evaluators(self) -> Sequence[Evaluator]:
         """Return the accuracy on synthetic validation triplets, and on people's choices."""
@@ -144,7 +146,18 @@ class Student(Task):
         if self.eval_samplings:
             found.append(TripletAccuracy(task=self))
         if self.judged is not None:
-            found.append(HumanAccuracy(task=self, judged=self.judged))
+            judged = self.judged
+            found.append(
+                FeatureScores(
+                    name="human",
+                    every=self.eval_every,
+                    images=_JudgedRows(self, judged.images),
+                    embed=lambda params, batch: self.outputs(params, batch["images"])["pre_logits"],
+                    scores=lambda features: odd_one_out(
+                        features, read_triplets(judged.triplets, len(features))
+                    ),
+                )
+            )
         return found
 
     def sharding_rules(self) -> ShardingRules:
@@ -204,68 +217,55 @@ class TripletAccuracy:
         return self.task.eval_every
 
     @functools.cached_property
-    def _data(self) -> Mapping[str, TripletBatches]:
+    def _data(self) -> Mapping[str, TripletGroups]:
         task = self.task
         return {
-            sampling: TripletBatches(
+            sampling: TripletGroups(
                 task.data_set,
                 task.data_set.validation(sampling),
                 task.preprocessing,
                 batch_size=task.eval_batch,
-                seed=None,
+                first=task.eval_batches * task.eval_batch,
             )
             for sampling in task.eval_samplings
         }
 
     @functools.cached_property
-    def _step(self) -> Any:
+    def _step(self) -> Step:
         return jax.jit(self.task.metrics)
+
+    def check(self, params: Params, mesh: Mesh) -> None:
+        """Trace the metrics; nothing is read."""
+        for data in self._data.values():
+            check(self._step, params, data, mesh)
 
     def __call__(self, params: Params, mesh: Mesh) -> Mapping[str, float]:
         """Return the accuracy and the loss of each sampling."""
-        found: dict[str, float] = {}
-        for sampling, data in self._data.items():
-            total = None
-            count = data.spec()["triplets"].shape[0]
-            own = local_examples(mesh, count)
-            for i in range(min(self.task.eval_batches, data.batches)):
-                part = self._step(params, place(data.batch(i, own), mesh, count=count))
-                total = part if total is None else merge(total, part)
-                await_simulated(total, mesh)
-            if total is not None:
-                found |= {f"{sampling}/{k}": v for k, v in compute(total).items()}
-        return found
+        return {
+            f"{sampling}/{key}": value
+            for sampling, data in self._data.items()
+            for key, value in evaluate(self._step, params, data, mesh).items()
+        }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HumanAccuracy:
-    """Odd-one-out accuracy of the backbone's features on people's choices."""
+class _JudgedRows:
+    """Judged images, read and resized when they are evaluated."""
 
-    task: Student
-    """The training task."""
-    judged: JudgedImages
-    """Images and choices; read at the first evaluation."""
-    name: str = "human"
-    """Prefix of the numbers."""
-
-    @property
-    def every(self) -> int:
-        """Cadence in steps."""
-        return self.task.eval_every
+    def __init__(self, task: Student, images: str) -> None:
+        self._preprocessing, self._images = task.preprocessing, images
+        self._workers = task.data_set.workers
+        self.batch_size = task.eval_batch
 
     @functools.cached_property
-    def _scores(self) -> FeatureScores:
-        source, preprocessing = open_images(self.judged.images), self.task.preprocessing
-        triplets = read_triplets(self.judged.triplets, len(source))
-        images = np.stack([preprocessing.resize(source.image(row)) for row in range(len(source))])
-        return FeatureScores(
-            name=self.name,
-            every=self.every,
-            images=OnePass({"images": images}, batch_size=64),
-            embed=lambda params, batch: self.task.outputs(params, batch["images"])["pre_logits"],
-            scores=lambda features: odd_one_out(features, triplets),
-        )
+    def _source(self) -> ImageSource:
+        return open_images(self._images)
 
-    def __call__(self, params: Params, mesh: Mesh) -> Mapping[str, float]:
-        """Return the accuracies."""
-        return self._scores(params, mesh)
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def take(self, rows: Int[np.ndarray, "b"]) -> Arrays:
+        return {"images": load_rows(self._source, rows, self._preprocessing, workers=self._workers)}
+
+    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        side = self._preprocessing.size
+        return {"images": jax.ShapeDtypeStruct((side, side, 3), np.uint8)}

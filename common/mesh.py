@@ -160,6 +160,12 @@ def check_batch(batch_size: int, examples: int, accumulate: int, mesh: Mesh) -> 
         )
 
 
+def round_up(count: int, mesh: Mesh) -> int:
+    """Return the smallest number of examples, `count` at least, that divides over the devices."""
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return math.ceil(count / shards) * shards
+
+
 def example_shards(x: jax.Array) -> int:
     """Return over how many devices the mesh of an array splits examples; 1 without a mesh."""
     mesh = jax.typeof(x).sharding.mesh

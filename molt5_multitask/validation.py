@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from common import OnePass
+from common import evaluate as evaluation
+from common.data.arrays import Arrays
 from common.distributed import to_host
-from common.mesh import await_simulated, place
-from common.metrics import Metrics, compute, merge
+from common.metrics import Metrics
 from common.task import Batch, Params
 from molt5_multitask.data.packing import lay_out
 from molt5_multitask.decoding import BeamSearch, Decoder
@@ -54,6 +54,37 @@ def one_in_a_row(task: MultitaskT5, examples: Sequence[Example]) -> dict[str, np
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOutRows:
+    """Held-out examples of one task, one in a row; encoded when they are evaluated."""
+
+    task: MultitaskT5
+    """The training task."""
+    examples: Sequence[Example]
+    """The examples."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a batch."""
+        return self.task.eval_batch
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def take(self, rows: np.ndarray) -> Arrays:
+        """Encode rows."""
+        return one_in_a_row(self.task, [self.examples[row] for row in rows])
+
+    def spec(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Return the shapes of a row."""
+        lengths = {"input": self.task.input_length, "target": self.task.target_length}
+        return {
+            name: jax.ShapeDtypeStruct((length,), np.int32)
+            for side, length in lengths.items()
+            for name in (f"{side}s", f"{side}_segments")
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ValidationLoss:
     """Mean negative log-likelihood of a target token on held-out rows, by task."""
 
@@ -68,17 +99,6 @@ class ValidationLoss:
         return self.task.eval_every
 
     @functools.cached_property
-    def _rows(self) -> dict[str, OnePass]:
-        return {
-            name: OnePass(
-                one_in_a_row(self.task, examples[: self.task.eval_rows]),
-                batch_size=self.task.eval_batch,
-            )
-            for name, examples in self.task.examples.held_out.items()
-            if examples
-        }
-
-    @functools.cached_property
     def _step(self) -> Any:
         def step(params: Params, batch: Batch) -> Metrics:
             filled_up = batch["weight"][:, None] == 0
@@ -90,17 +110,17 @@ class ValidationLoss:
 
         return jax.jit(step)
 
+    def check(self, params: Params, mesh: Mesh) -> None:
+        """Trace the loss; nothing is read."""
+        evaluation.check(self._step, params, HeldOutRows(task=self.task, examples=()), mesh)
+
     def __call__(self, params: Params, mesh: Mesh) -> Mapping[str, float]:
         """Return the loss of each task, and their mean."""
         found = {}
-        for name, rows in self._rows.items():
-            total = None
-            for i in range(len(rows)):
-                part = self._step(params, place(rows.batch(i), mesh))
-                total = part if total is None else merge(total, part)
-                await_simulated(total, mesh)
-            assert total is not None
-            found[f"{name}/loss"] = compute(total)["loss"]
+        for name, examples in self.task.examples.held_out.items():
+            rows = HeldOutRows(task=self.task, examples=examples[: self.task.eval_rows])
+            for key, value in evaluation.evaluate(self._step, params, rows, mesh).items():
+                found[f"{name}/{key}"] = value
         return {**found, "loss": float(np.mean(list(found.values())))}
 
 

@@ -11,9 +11,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from common.data import OnePass
-from common.distributed import to_host
-from common.mesh import await_simulated, place
+from common.evaluate import HeldOutData, check, map_rows
 
 Scores = Callable[[np.ndarray], Mapping[str, float]]
 
@@ -30,7 +28,7 @@ class FeatureScores:
     """Prefix of the reported numbers."""
     every: int
     """Cadence in steps."""
-    images: OnePass
+    images: HeldOutData
     """The images, in the order that the scores refer to."""
     embed: Callable[[Any, Mapping[str, Array]], Float[Array, "batch p"]]
     """Features of a batch of images, from parameters and batch."""
@@ -41,12 +39,11 @@ class FeatureScores:
     def _embed(self) -> Callable[..., Array]:
         return jax.jit(self.embed)
 
+    def check(self, params: Any, mesh: Mesh) -> None:
+        """Trace the features; nothing is read."""
+        check(self._embed, params, self.images, mesh)
+
     def __call__(self, params: Any, mesh: Mesh) -> Mapping[str, float]:
         """Embed and score."""
-        parts = []
-        for i in range(len(self.images)):
-            batch = self.images.batch(i)
-            features = self._embed(params, place(batch, mesh))
-            await_simulated(features, mesh)
-            parts.append(to_host(features).astype(np.float32)[batch["weight"] > 0])
-        return self.scores(np.concatenate(parts))
+        features = map_rows(self._embed, params, self.images, mesh)
+        return self.scores(features.astype(np.float32))

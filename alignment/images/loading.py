@@ -81,6 +81,30 @@ def load_batches(
         pool.shutdown(cancel_futures=True)
 
 
+def load_rows(
+    source: ImageSource,
+    rows: Int[np.ndarray, "..."],
+    preprocessing: Preprocessing,
+    *,
+    workers: int | None = None,
+) -> UInt8[np.ndarray, "... S S 3"]:
+    """Read and resize rows of a source, each once however often it occurs.
+
+    Raises:
+      ValueError: naming the first image that cannot be used.
+    """
+    distinct, inverse = np.unique(rows, return_inverse=True)
+    (batch,) = load_batches(
+        source, distinct, preprocessing, batch_size=len(distinct), workers=workers
+    )
+    if batch.bad:
+        raise ValueError(
+            f"{len(batch.bad)} images of a batch cannot be used, such as "
+            f"{next(iter(batch.bad.values()))}; mend them, or leave them out"
+        )
+    return batch.images[inverse.reshape(rows.shape)]
+
+
 def check_images(
     source: ImageSource, rows: Sequence[int] | np.ndarray, *, workers: int | None = None
 ) -> dict[int, str]:

@@ -11,9 +11,9 @@ import pathlib
 
 import jax
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
-from alignment.images.loading import load_batches
+from alignment.images.loading import load_rows
 from alignment.images.preprocess import Preprocessing
 from alignment.images.sources import ImageSource, open_images
 from alignment.triplets.files import LabelledTriplets, Labels, triplet_path
@@ -71,8 +71,8 @@ class TripletImages:
         return batch_size // self.group_triplets * self.group_images
 
 
-class TripletBatches(Data):
-    """Batches of the triplets of one file.
+class TripletGroups:
+    """The groups of triplets of one file, by their numbers; the rows of an evaluation.
 
     `images` uint8 (groups, images, s, s, 3): the distinct images of each group, resized, the last
     one repeated to fill up; `triplets` int32 (groups, triplets, 3): rows of these images, the odd
@@ -86,16 +86,17 @@ class TripletBatches(Data):
         preprocessing: Preprocessing,
         *,
         batch_size: int,
-        seed: int | None,
+        first: int | None = None,
     ) -> None:
-        """Prepare; nothing is read before the first batch.
+        """Prepare; nothing is read before the first group is.
 
         Args:
           data_set: images and grouping.
           path: the triplets.
           preprocessing: what is done to the images.
           batch_size: triplets of a batch.
-          seed: seed of the order of the groups; None keeps that of the file.
+          first: triplets to keep, the first ones; None keeps all. Whole groups are kept in any
+            case.
 
         Raises:
           ValueError: if the batch is no whole number of groups.
@@ -105,46 +106,37 @@ class TripletBatches(Data):
                 f"batch_size {batch_size} is no multiple of data_set.group_triplets = "
                 f"{data_set.group_triplets}"
             )
-        self._data_set, self._path, self._seed = data_set, path, seed
+        self.path, self._data_set, self._first = path, data_set, first
         self._preprocessing = preprocessing
-        self._groups = batch_size // data_set.group_triplets
+        self.batch_size = batch_size // data_set.group_triplets
+        """Groups of a batch."""
 
     @functools.cached_property
     def _file(self) -> LabelledTriplets:
-        found = LabelledTriplets.read(self._path, self._data_set.source.names)
-        groups = len(found.indices) // self._data_set.group_triplets
-        if groups < self._groups:
-            raise ValueError(
-                f"{self._path} holds {len(found.indices)} triplets, that is {groups} groups of "
-                f"{self._data_set.group_triplets}; a batch takes {self._groups}"
-            )
-        return found
-
-    @functools.cached_property
-    def _order(self) -> EpochOrder | None:
-        return None if self._seed is None else EpochOrder(len(self), seed=self._seed)
-
-    def __len__(self) -> int:
-        """Return the number of whole groups in the file."""
-        return len(self._file.indices) // self._data_set.group_triplets
+        return LabelledTriplets.read(self.path, self._data_set.source.names)
 
     @property
-    def batches(self) -> int:
-        """Number of whole batches in the file."""
-        return len(self) // self._groups
+    def triplets(self) -> int:
+        """Number of triplets in the file."""
+        return len(self._file.indices)
 
-    def batch(self, step: int, part: Part = WHOLE) -> Arrays:
-        """Return groups of the batch of a step; only their images are read."""
-        start = step * self._groups
-        groups = np.arange(start, start + self._groups)
-        if self._order is not None:
-            groups = self._order.rows(start, self._groups)
-        groups = groups[part]
+    def __len__(self) -> int:
+        """Return the number of groups."""
+        count = self.triplets if self._first is None else min(self._first, self.triplets)
+        return count // self._data_set.group_triplets
+
+    def take(self, groups: Int[np.ndarray, "g"]) -> Arrays:
+        """Return groups; only their images are read."""
         rows = groups[:, None] * self._data_set.group_triplets
         rows = rows + np.arange(self._data_set.group_triplets)
         distinct, triplets = self._distinct(self._file.indices[rows], groups)
+        source, workers = self._data_set.source, self._data_set.workers
+        try:
+            images = load_rows(source, distinct, self._preprocessing, workers=workers)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
         return {
-            "images": self._read(distinct),
+            "images": images,
             "triplets": triplets,
             "similarities": self._file.similarities[rows],
         }
@@ -160,7 +152,7 @@ class TripletBatches(Data):
             found, inverse = np.unique(group, return_inverse=True)
             if len(found) > most:
                 raise ValueError(
-                    f"{self._path}: the triplets of group {groups[g]} (rows from "
+                    f"{self.path}: the triplets of group {groups[g]} (rows from "
                     f"{groups[g] * self._data_set.group_triplets}) show {len(found)} images, but "
                     f"data_set.group_images is {most}"
                 )
@@ -168,29 +160,41 @@ class TripletBatches(Data):
             triplets[g] = inverse.reshape(group.shape)
         return distinct, triplets
 
-    def _read(self, rows: Int[np.ndarray, "g images"]) -> UInt8[np.ndarray, "g images s s 3"]:
-        """Read images, each once, and resize them."""
-        distinct, inverse = np.unique(rows, return_inverse=True)
-        (batch,) = load_batches(
-            self._data_set.source,
-            distinct,
-            self._preprocessing,
-            batch_size=len(distinct),
-            workers=self._data_set.workers,
-        )
-        if batch.bad:
+    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes of a group without reading anything."""
+        t, n = self._data_set.group_triplets, self._data_set.group_images
+        side = self._preprocessing.size
+        return {
+            "images": jax.ShapeDtypeStruct((n, side, side, 3), np.uint8),
+            "triplets": jax.ShapeDtypeStruct((t, 3), np.int32),
+            "similarities": jax.ShapeDtypeStruct((t, 3), np.float32),
+        }
+
+
+class TripletBatches(Data):
+    """Batches of groups of triplets, shuffled anew in each epoch."""
+
+    def __init__(self, groups: TripletGroups, *, seed: int) -> None:
+        self._groups, self._seed = groups, seed
+
+    @functools.cached_property
+    def _order(self) -> EpochOrder:
+        found, needed = len(self._groups), self._groups.batch_size
+        if found < needed:
             raise ValueError(
-                f"{len(batch.bad)} images of a batch of {self._path} cannot be used, such as "
-                f"{next(iter(batch.bad.values()))}; mend them, or make triplets without them"
+                f"{self._groups.path} holds {self._groups.triplets} triplets, that is {found} "
+                f"groups; a batch takes {needed}"
             )
-        return batch.images[inverse.reshape(rows.shape)]
+        return EpochOrder(found, seed=self._seed)
+
+    def batch(self, step: int, part: Part = WHOLE) -> Arrays:
+        """Return groups of the batch of a step."""
+        size = self._groups.batch_size
+        return self._groups.take(self._order.rows(step * size, size)[part])
 
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the shapes of a batch without reading anything."""
-        g, t, n = self._groups, self._data_set.group_triplets, self._data_set.group_images
-        side = self._preprocessing.size
         return {
-            "images": jax.ShapeDtypeStruct((g, n, side, side, 3), np.uint8),
-            "triplets": jax.ShapeDtypeStruct((g, t, 3), np.int32),
-            "similarities": jax.ShapeDtypeStruct((g, t, 3), np.float32),
+            name: jax.ShapeDtypeStruct((self._groups.batch_size, *group.shape), group.dtype)
+            for name, group in self._groups.spec().items()
         }

@@ -127,28 +127,28 @@ class ArrayData(Data):
 
 
 class OnePass:
-    """Every row once, in order: for evaluation.
-
-    The last batch is filled up by repeating row zero. The entry "weight" is one for real rows and
-    zero for the filling.
-    """
+    """Rows of in-memory arrays, each once and in order: for evaluation."""
 
     def __init__(self, arrays: Mapping[str, ArrayLike], *, batch_size: int) -> None:
         self._arrays, self._rows = _checked(arrays)
         if "weight" in self._arrays:
             raise ValueError('the array name "weight" is reserved for marking the filled-up rows')
-        self._batch_size = batch_size
+        self.batch_size = batch_size
 
     def __len__(self) -> int:
-        """Return the number of batches."""
-        return -(-self._rows // self._batch_size)
+        """Return the number of rows."""
+        return self._rows
 
-    def batch(self, index: int) -> Arrays:
-        """Return batch `index`, with its weights."""
-        rows = np.arange(index * self._batch_size, (index + 1) * self._batch_size)
-        real = rows < self._rows
-        batch = {name: array[np.where(real, rows, 0)] for name, array in self._arrays.items()}
-        return {**batch, "weight": real.astype(np.float32)}
+    def take(self, rows: np.ndarray) -> Arrays:
+        """Return rows by their numbers."""
+        return {name: array.take(rows, axis=0) for name, array in self._arrays.items()}
+
+    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the shapes and types of one row."""
+        return {
+            name: jax.ShapeDtypeStruct(array.shape[1:], jax.dtypes.canonicalize_dtype(array.dtype))
+            for name, array in self._arrays.items()
+        }
 
 
 def stack_steps(data: Data, step: int, count: int, part: Part = WHOLE) -> Arrays:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alignment.student import JudgedImages, read_backbone
-from alignment.triplets import batches
+from alignment.images import loading
+from alignment.student import JudgedImages, TripletAccuracy, read_backbone
 from alignment.vit.config import preset
 from alignment.vit.model import init
 from alignment.vit.pretrained import save_pretrained
@@ -126,13 +126,13 @@ def test_batches_are_a_function_of_seed_and_step(plain):
 @pytest.mark.parametrize("fixture", ["plain", "pooled"])
 def test_only_the_images_of_a_part_of_a_batch_are_read(fixture, request, monkeypatch):
     data = student(request.getfixturevalue(fixture)).data(batch_size=32, seed=5)
-    whole, read, original = data.batch(3), [], batches.load_batches
+    whole, read, original = data.batch(3), [], loading.load_batches
 
     def counted(source, rows, *args, **options):
         read.extend(rows)
         return original(source, rows, *args, **options)
 
-    monkeypatch.setattr(batches, "load_batches", counted)
+    monkeypatch.setattr(loading, "load_batches", counted)
     half = slice(len(whole["images"]) // 2, None)
     part = data.batch(3, half)
     same(part, {name: array[half] for name, array in whole.items()})
@@ -182,6 +182,18 @@ def test_scores_on_human_choices(plain, trained, tmp_path):
     unit = np.asarray(features) / np.linalg.norm(features, axis=1, keepdims=True)
     cosines = [[unit[t[a]] @ unit[t[b]] for a, b in ((0, 1), (0, 2), (1, 2))] for t in triplets]
     assert found["accuracy_cosine"] == pytest.approx(np.mean(np.argmax(cosines, 1) == 0))
+
+
+def test_validation_counts_each_triplet_once_on_any_mesh(plain, trained):
+    """64 triplets: in one batch, in batches that eight devices do not divide, and in 36 and 28."""
+    found = [
+        TripletAccuracy(
+            task=student(plain, eval_samplings=("class_border",), eval_batch=size, eval_batches=16)
+        )(trained.params, make_mesh(MeshConfig(), jax.devices()[:devices]))
+        for size, devices in ((64, 1), (4, 8), (36, 1), (36, 8))
+    ]
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-6)
 
 
 def test_the_control_reads_other_labels_and_is_judged_by_the_same(plain, trained):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.data import ArrayData, EpochOrder, OnePass, prefetch, stack_steps
+from common.data import ArrayData, EpochOrder, prefetch, stack_steps
 
 
 def test_each_epoch_holds_every_row_once_and_in_another_order():
@@ -69,15 +69,6 @@ def test_what_is_no_table_of_numbers_is_refused(kind, arrays, message):
 def test_lists_and_half_precision_are_rows_too():
     data = ArrayData({"x": [1, 2], "y": jnp.ones(2, jnp.bfloat16)}, batch_size=2, seed=0)
     assert sorted(data.batch(0)["x"].tolist()) == [1, 2]
-
-
-def test_one_pass_counts_every_row_once():
-    data = OnePass({"x": np.arange(10) + 1}, batch_size=4)
-    assert len(data) == 3
-    batches = [data.batch(i) for i in range(len(data))]
-    assert all(b["x"].shape == (4,) for b in batches)
-    assert sum((b["x"] * b["weight"]).sum() for b in batches) == 55
-    assert sum(b["weight"].sum() for b in batches) == 10
 
 
 def test_prefetch_keeps_the_order_and_works_ahead():

@@ -87,11 +87,12 @@ def test_the_mesh_does_not_change_the_loss(task):
 
 
 def test_validation_counts_each_row_once(task):
+    """Six rows of each task, in batches that eight devices divide and one that they do not."""
     params = init(MODEL, jax.random.key(0))
     mesh = prepare(experiment(task)).mesh
     by_batch = [
         ValidationLoss(task=dataclasses.replace(task, eval_batch=size))(params, mesh)
-        for size in (8, 16, 24)
+        for size in (8, 16, 4)
     ]
     for found in by_batch[1:]:
         assert found == pytest.approx(by_batch[0], rel=1e-5)
