@@ -32,7 +32,8 @@ BLOCK = 256
 RAW_COLUMNS = ("image1", "image2", "image3", "choice")
 """Header of a raw release: 1-based objects, and the position (1, 2, 3) of the odd one."""
 
-Triplets = Int[np.ndarray, "n 3"]
+Triplets = Int[np.ndarray, "_ 3"]
+"""As many as there are: several of a function's need not be equally many."""
 AnyArray = Array | np.ndarray
 """What functions take that are traced, and called on the host as well."""
 

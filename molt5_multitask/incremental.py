@@ -30,8 +30,8 @@ class StepLayer:
 
     self_norm: Float[Array, "d"]
     """Scale of the norm before self-attention."""
-    query_key_value: Float[Array, "3HD d"]
-    """Projections of self-attention, one after another."""
+    query_key_value: Float[Array, "QKV d"]
+    """Projections of self-attention, one after another: three times HD outputs."""
     self_out: Float[Array, "d HD"]
     """Projection back."""
     cross_norm: Float[Array, "d"]

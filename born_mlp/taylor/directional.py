@@ -18,7 +18,7 @@ from born_mlp.taylor.engine import matmul
 
 
 def directional(
-    mlp: MLP, params: Params, x: Float[Array, "*batch d"], v: Float[Array, "*batch d"], order: int
+    mlp: MLP, params: Params, x: Float[Array, "*#batch d"], v: Float[Array, "*#batch d"], order: int
 ) -> tuple[Array, ...]:
     """Return `D^n f(x)[v, ..., v]` for n = 0..order, each of the shape of `mlp.apply(params, x)`.
 

@@ -22,7 +22,7 @@ def dot_product_attention(
     value: Float[Array, "B H K D"],
     *,
     mask: Bool[Array, "#B 1 #Q K"] | None = None,
-    bias: Float[Array, "#B H #Q K"] | None = None,
+    bias: Float[Array, "#B #H #Q K"] | None = None,
     keep: Keep = None,
     dropout_rate: float = 0.0,
 ) -> Float[Array, "B H Q D"]:

@@ -157,6 +157,7 @@ def test_members_side_by_side(features):
         np.testing.assert_allclose(both[:, member], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_transform(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.normal(3, 2, (5, 3)).astype(np.float32)

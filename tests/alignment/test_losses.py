@@ -32,7 +32,7 @@ GOLDEN = {
 
 def both(config):
     """Both triplets at once, their six images in one array."""
-    triplets = np.arange(6).reshape(2, 3)
+    triplets = jnp.arange(6).reshape(2, 3)
     return student_logits(jnp.asarray(Z.reshape(6, 4)), triplets, config)
 
 

@@ -40,7 +40,7 @@ def lively(config):
 
 def draw(config, count=4):
     shape = (count, config.image_size, config.image_size, 3)
-    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    return jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -203,7 +203,7 @@ def test_images_of_another_size_are_refused():
     config = preset("vit-tiny")
     model = bind(config, lively(config))
     with pytest.raises(ValueError, match=r"shape \(24, 32, 3\) do not fit model.image_size = 32"):
-        model(np.zeros((1, 24, 32, 3), np.float32))
+        model(jnp.zeros((1, 24, 32, 3)))
 
 
 def test_an_unknown_preset_names_the_nearest():

@@ -201,6 +201,7 @@ def test_exact_terms_sum_to_the_exact_approximation():
     np.testing.assert_allclose(exact_approximation(x, 3), total, rtol=1e-11)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -288,6 +288,7 @@ def _set_partitions(blocks: tuple[int, ...]) -> int:
     return int(count)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_bad_input_is_refused_before_compute() -> None:
     mlp, params = network(in_features=64, hidden=(8,))
     with pytest.raises(ValueError, match=r"end in the 64 inputs .* \(3, 5\)"):

@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import ml_dtypes
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def normal(seed, *shape):
 def test_linear_contracts_its_input_axes():
     layer = Linear((2, 3), (4, 5), stddev=0.5, bias=True, rngs=nnx.Rngs(0))
     layer.bias[...] = jnp.asarray(normal(1, 4, 5))
-    x = normal(0, 7, 2, 3)
+    x = jnp.asarray(normal(0, 7, 2, 3))
     expected = np.tensordot(x, layer.kernel[...], 2) + np.asarray(layer.bias[...])
     np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-6)
     assert Linear((2,), (3,), stddev=1.0, rngs=nnx.Rngs(0)).bias is None
@@ -36,7 +37,7 @@ def test_rms_norm_keeps_type_and_computes_in_float32():
     x = 300 * normal(1, 5, 256)
     expected = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-6)
     expected = expected * np.asarray(norm.scale[...])
-    np.testing.assert_allclose(norm(x), expected, rtol=1e-5)
+    np.testing.assert_allclose(norm(jnp.asarray(x)), expected, rtol=1e-5)
     # float16 squares of 300 overflow; the statistics must not see them.
     half = norm(jnp.asarray(x, jnp.float16))
     assert half.dtype == jnp.float16
@@ -68,7 +69,8 @@ def test_attention_is_its_formula():
     bias = normal(3, 1, 3, 4, 5)
     mask = np.random.default_rng(4).random((2, 1, 4, 5)) < 0.7
     mask[..., 0] = True
-    found = dot_product_attention(query, key, value, bias=bias, mask=mask)
+    arrays = jax.tree.map(jnp.asarray, (query, key, value, mask, bias))
+    found = dot_product_attention(*arrays[:3], mask=arrays[3], bias=arrays[4])
     expected = np.zeros((2, 3, 4, 8))
     for b, h, q in itertools.product(range(2), range(3), range(4)):
         allowed = np.flatnonzero(mask[b, 0, q])
@@ -79,14 +81,14 @@ def test_attention_is_its_formula():
 
 
 def test_attention_without_any_key_is_finite():
-    query = normal(0, 1, 1, 2, 8)
-    mask = np.zeros((1, 1, 2, 2), bool)
+    query = jnp.asarray(normal(0, 1, 1, 2, 8))
+    mask = jnp.zeros((1, 1, 2, 2), bool)
     assert np.isfinite(dot_product_attention(query, query, query, mask=mask)).all()
 
 
 def test_attention_drops_weights():
     value = jnp.ones((1, 1, 4, 8))
-    keep = np.array([True, False, True, True]).reshape(1, 1, 1, 4)
+    keep = jnp.array([True, False, True, True]).reshape(1, 1, 1, 4)
     zero = jnp.zeros((1, 1, 2, 8))
     y = dot_product_attention(zero, jnp.zeros_like(value), value, keep=keep, dropout_rate=0.25)
     np.testing.assert_allclose(y, 1.0, rtol=1e-5)  # 3 of 4 equal weights, each over 1 - 0.25
@@ -100,9 +102,23 @@ def test_projections_invert_each_other():
     rotation, _ = np.linalg.qr(normal(0, 6, 6))
     attention.query.kernel[...] = jnp.asarray(rotation).reshape(6, 2, 3)
     attention.out.kernel[...] = jnp.asarray(rotation.T).reshape(2, 3, 6)
-    x = normal(1, 4, 5, 6)
+    x = jnp.asarray(normal(1, 4, 5, 6))
     assert attention.queries(x).shape == (4, 2, 5, 3)
     np.testing.assert_allclose(attention.merge(attention.queries(x)), x, atol=1e-5)
+
+
+def test_shapes_and_types_are_checked_at_each_call():
+    """By the hook of `tests/conftest.py`; without it, both masks would broadcast in silence."""
+    x, keep = jnp.ones((4, 3)), jnp.ones((4, 1), bool)
+    assert dropout(x, keep, 0.5).shape == (4, 3)
+    for wrong in (keep[:1], keep.astype(jnp.float32)):
+        with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'keep'"):
+            dropout(x, wrong, 0.5)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_checks_can_be_switched_off_for_a_test():
+    assert dropout(jnp.ones((4, 3)), jnp.ones((1, 1), bool), 0.5).shape == (4, 3)
 
 
 ENTRIES = (

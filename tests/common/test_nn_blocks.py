@@ -24,7 +24,7 @@ def test_layer_norm_keeps_type_and_computes_in_float32():
     wide = x.astype(np.float64)
     expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
     expected = expected * np.asarray(norm.scale[...]) + np.asarray(norm.bias[...])
-    np.testing.assert_allclose(norm(x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(norm(jnp.asarray(x)), expected, rtol=1e-4, atol=1e-5)
     # float16 squares of 300 overflow; the statistics must not see them.
     half = norm(jnp.asarray(x, jnp.float16))
     assert half.dtype == jnp.float16
@@ -63,7 +63,7 @@ def test_mlp_is_its_formula(activation, gated):
     hidden = times(mlp.wi, x)
     f = GELU[activation]
     hidden = f(times(mlp.gate, x)) * hidden if gated else f(hidden)
-    np.testing.assert_allclose(mlp(x), times(mlp.wo, hidden), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(mlp(jnp.asarray(x)), times(mlp.wo, hidden), rtol=1e-4, atol=1e-5)
 
 
 def test_mlp_drops_hidden_entries():
@@ -76,8 +76,8 @@ def test_mlp_drops_hidden_entries():
         dropout_rate=0.5,
         rngs=nnx.Rngs(0),
     )
-    x = normal(0, 1, 3, 2)
-    keep = np.array([True, False, True, False]).reshape(1, 1, 4)
+    x = jnp.asarray(normal(0, 1, 3, 2))
+    keep = jnp.array([True, False, True, False]).reshape(1, 1, 4)
     hidden = np.maximum(x @ np.asarray(mlp.wi.kernel[...]), 0)
     expected = (hidden * keep * 2) @ np.asarray(mlp.wo.kernel[...])
     np.testing.assert_allclose(mlp(x, keep), expected, rtol=1e-5, atol=1e-6)
@@ -91,7 +91,7 @@ def test_a_stack_runs_its_blocks_in_order(scan, remat):
     kernels = np.asarray(blocks.kernel[...])
     assert kernels.shape == (4, 3, 3)
     assert not np.allclose(kernels[0], kernels[1])
-    own, x = normal(1, 4, 3), normal(2, 2, 5, 3)
+    own, x = jnp.asarray(normal(1, 4, 3)), jnp.asarray(normal(2, 2, 5, 3))
     graph, state = nnx.split(blocks)
 
     @jax.jit

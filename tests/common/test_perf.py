@@ -16,6 +16,7 @@ from common.perf import (
     Ledger,
     ProfileConfig,
     Profiler,
+    memory_in_use,
     param_count,
     utilization,
 )
@@ -126,6 +127,19 @@ def test_utilization():
     tpus = 4 * [types.SimpleNamespace(device_kind="TPU v4")]
     assert utilization(110e12, 5.0, tpus) == {"flops_per_second": 550e12, "mfu": 0.5}
     assert utilization(2e9, 3.0, jax.devices("cpu")) == {"flops_per_second": 6e9}
+
+
+def test_memory_is_that_of_the_fullest_device(monkeypatch):
+    def device(**stats):
+        return types.SimpleNamespace(memory_stats=lambda: stats or None)
+
+    full = {"bytes_in_use": 3, "peak_bytes_in_use": 9, "bytes_limit": 10}
+    devices = [device(bytes_in_use=5, peak_bytes_in_use=6), device(**full), device()]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    expected = {"memory_bytes": 3.0, "memory_peak_bytes": 9.0, "memory_limit_bytes": 10.0}
+    assert memory_in_use() == expected
+    monkeypatch.setattr(jax, "local_devices", lambda: [device()])
+    assert memory_in_use() == {}
 
 
 def test_param_count():

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tests.molt5_multitask.t5_toy import VOCAB, params_of, tiny
@@ -25,7 +26,7 @@ def lively(version):
     table = params["embedding" if config.tied else "lm_head"]["table"]
     table *= 1.5 if config.tied else 0.5
     table[EOS] *= 2
-    return config, params
+    return config, jax.tree.map(jnp.asarray, params)
 
 
 def draw_sources(number, *, seed=0, longest=29):

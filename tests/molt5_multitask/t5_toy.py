@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from molt5_multitask.losses import LossConfig, sequence_loss
@@ -24,15 +25,15 @@ def tiny(version: str, **changes: Any) -> T5Config:
 
 @functools.lru_cache
 def params_of(config: T5Config, seed: int = 0) -> Any:
-    """Draw parameters in numpy, which compiles nothing, such that all of them matter."""
+    """Draw parameters by numpy, which compiles nothing, such that all of them matter."""
     rng = np.random.default_rng(seed)
 
     def draw(path: Any, leaf: Any) -> Any:
         name = jax.tree_util.keystr(path)
         if "norm" in name:
-            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+            return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32)
         scale = 1.0 if "table" in name else 0.15
-        return rng.normal(size=leaf.shape, scale=scale).astype(np.float32)
+        return jnp.asarray(rng.normal(size=leaf.shape, scale=scale), jnp.float32)
 
     shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
     return jax.tree_util.tree_map_with_path(draw, shapes)
@@ -95,5 +96,6 @@ def batch(seed: int = 0, *, rows: int = 3, inputs: int = 9, targets: int = 7) ->
     for side, length in (("input", inputs), ("target", targets)):
         used = np.arange(length) < rng.integers(length // 2, length + 1, (rows, 1))
         ids = np.where(used, rng.integers(2, VOCAB, (rows, length)), 0)
-        found |= {f"{side}s": ids.astype(np.int32), f"{side}_segments": used.astype(np.int32)}
+        for name, array in ((f"{side}s", ids), (f"{side}_segments", used)):
+            found[name] = jnp.asarray(array, jnp.int32)
     return found

@@ -18,7 +18,7 @@ def problem(seed=0):
     table = rng.normal(size=(VOCAB + SPARE, WIDTH)).astype(np.float32)
     targets = rng.integers(0, VOCAB, (ROWS, LENGTH))
     weights = rng.integers(0, 3, (ROWS, LENGTH)).astype(np.float32)
-    return hidden, table, targets, weights
+    return tuple(map(jnp.asarray, (hidden, table, targets, weights)))
 
 
 def formula(hidden, table, targets, weights, *, smoothing, z_loss):

@@ -121,8 +121,8 @@ def test_eight_devices_give_the_loss_and_gradient_of_one():
 
 
 def test_decoder_inputs_are_shifted_within_segments():
-    targets = np.array([[5, 6, 1, 7, 1, 0, 0]])
-    segments = np.array([[1, 1, 1, 2, 2, 0, 0]])
+    targets = jnp.array([[5, 6, 1, 7, 1, 0, 0]])
+    segments = jnp.array([[1, 1, 1, 2, 2, 0, 0]])
     assert shift_right(targets, segments).tolist() == [[0, 5, 6, 0, 7, 0, 0]]
 
 
@@ -212,7 +212,7 @@ def test_decoding_step_by_step_equals_decoding_at_once(name):
         expected = at_once(params, history.reshape(2 * beams, steps), encoded)[:, t]
         assert_near(found.reshape(expected.shape), expected)
         order = rng.integers(0, beams, (2, beams))
-        cache = cache.reorder(order)
+        cache = cache.reorder(jnp.asarray(order))
         history = np.take_along_axis(history, order[..., None], axis=1)
         if t + 1 < steps:
             history[:, :, t + 1] = rng.integers(2, VOCAB, (2, beams))

@@ -89,7 +89,7 @@ def test_square_well_terms_are_the_taylor_series_of_tan():
 
 
 def test_the_series_converges_to_the_scattering_length():
-    potential = np.random.default_rng(0).uniform(-1, 2, (3, 4, 8))
+    potential = jnp.asarray(np.random.default_rng(0).uniform(-1, 2, (3, 4, 8)))
     error = abs(
         born.born_terms(potential, 40).sum(axis=-1) - scattering.scattering_length(potential)
     )

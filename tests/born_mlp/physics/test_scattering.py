@@ -65,7 +65,7 @@ def test_unequal_cells_are_merged_equal_cells(potential):
 @pytest.mark.parametrize("strength", [-1e5, -30, -1, 1e-9, 0.1, 1, 2.4, 30, 500])
 @pytest.mark.parametrize("cells", [1, 9])
 def test_square_wells_and_barriers(strength, cells):
-    a0 = exact(np.full(cells, strength))
+    a0 = exact(np.full(cells, float(strength)))
     assert float(a0) == pytest.approx(reference.power_well(strength), rel=3e-13)
 
 
@@ -186,6 +186,7 @@ def test_labels_are_the_exact_scattering_lengths(scale, n):
     np.testing.assert_allclose(scattering.labels(sample), exact(sample), rtol=1e-11)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_labels_refuse_bad_values_and_single_precision():
     sample = np.ones((4, 3))
     sample[2, 1] = np.nan
@@ -197,6 +198,7 @@ def test_labels_refuse_bad_values_and_single_precision():
         scattering.labels(np.ones((4, 3)))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_edges_must_match_the_cells():
     with pytest.raises(ValueError, match="3 cells have 4 edges"):
         scattering.scattering_length(jnp.ones(3), edges=jnp.ones(3))

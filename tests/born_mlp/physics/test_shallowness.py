@@ -36,7 +36,7 @@ def test_one_over_lambda_is_the_first_zero_of_the_slope(potential):
 def test_a_bound_state_appears_with_lambda_one(potential):
     value = float(shallowness.shallowness(potential))
     assert (value > 1) == (int(shallowness.bound_states(potential)) > 0)
-    assert value <= shallowness.bargmann_bound(potential) * (1 + 1e-12)
+    assert value <= shallowness.bargmann_bound(jnp.asarray(potential)) * (1 + 1e-12)
 
 
 def green_function_eigenvalues(potential, points):
