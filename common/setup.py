@@ -52,8 +52,6 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
     for evaluator in task.evaluators():
         _check_cadence(evaluator, experiment.step.per_call)
     params = jax.eval_shape(task.init, jax.random.key(experiment.seed))
-    if not jax.tree.leaves(params):
-        raise ValueError(f"{type(task).__name__}.init returns no parameters: {params!r}")
     optimizer = make_optimizer(experiment.optim, params, steps=experiment.steps)
     data = task.data(batch_size=experiment.batch_size, seed=experiment.seed)
     spec = data.spec()

@@ -22,10 +22,12 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import directory_check
 
-from common.files import AppendingFile, PathLike, explained, json_number, replace
+from common.files import AppendingFile, PathLike, explained, replace
 
 _PACKAGES = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "flax", "jax-three-papers")
 
+LOG = "metrics.jsonl"
+"""Name of the log in the work folder."""
 FLUSH_SECONDS = 30.0
 """How long TensorBoard's events may lie in memory: to a bucket the whole file is sent each time."""
 
@@ -95,16 +97,23 @@ class JsonlWriter:
         self._file.close()
 
 
-def read_log(workdir: PathLike) -> list[dict[str, Any]]:
-    """Read the lines of a run's `metrics.jsonl`, each with its "step".
+def read_log(workdir: PathLike) -> list[tuple[int, dict[str, float]]]:
+    """Return the lines of the log in a work folder as `(step, scalars)`; none if there is no log.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: if the file holds anything but such lines.
     """
-    path = epath.Path(workdir) / "metrics.jsonl"
+    path = epath.Path(workdir) / LOG
     if not path.exists():
-        raise ValueError(f"{os.fspath(workdir)} holds no metrics.jsonl: it is no run's folder")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+        return []
+    lines = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            values = {name: float(value) for name, value in json.loads(line).items()}
+            lines.append((int(values.pop("step")), values))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"line {number} of {path} is not that of a run's log") from None
+    return lines
 
 
 class TensorBoardWriter:
@@ -192,7 +201,7 @@ def make_writers(
     if workdir is None or jax.process_index() != 0:
         return ()
     folder = epath.Path(workdir)
-    writers: list[Writer] = [JsonlWriter(folder / "metrics.jsonl", resume_step=resume_step)]
+    writers: list[Writer] = [JsonlWriter(folder / LOG, resume_step=resume_step)]
     if tensorboard:
         writers.append(TensorBoardWriter(folder / "tensorboard", resume_step=resume_step))
     if wandb_project is not None:
@@ -255,3 +264,10 @@ def _git_state() -> dict[str, Any]:
         return {"git": {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}}
     except (OSError, subprocess.CalledProcessError):
         return {}
+
+
+def json_number(value: float) -> float | str:
+    """Return a number as JSON has it; `float` of Python reads the names of the non-finite back."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

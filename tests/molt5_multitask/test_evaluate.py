@@ -228,7 +228,7 @@ def test_other_mistakes_on_the_command_line(molecules, tmp_path, capsys):
             "--text2mol no_module:x",
         ),
     ]:
-        with pytest.raises(SystemExit, match="[12]"):
+        with pytest.raises(SystemExit, match=r"[12]"):
             main(arguments)
         assert message in capsys.readouterr().err
 
