@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from alignment.vice.embedding import Embedding
+from common.runs import Curves
 
 
 def top_objects(embedding: Embedding, *, count: int = 8, columns: int = 6) -> Figure:
