@@ -380,6 +380,22 @@ def test_a_tilde_is_the_users_home(path, tmp_path, monkeypatch):
     assert found[0].others == (f"{tmp_path}/home/d", "e~/f", "~ 5")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scheduled(Toy):
+    schedule: Literal["cosine", "linear"] | Callable[[int], float] = abs
+    """Name or function."""
+
+
+def test_a_field_for_a_name_or_a_function_takes_the_names(path, capsys):
+    path.write_text("from tests.common.test_cli import Scheduled, experiment\n\n"
+                    "def config():\n    return experiment(Scheduled())\n")  # fmt: skip
+    assert cli.resolve(path, ["--seed", "2"]).task.schedule is abs
+    assert cli.resolve(path, ["--task.schedule", "linear"]).task.schedule == "linear"
+    with pytest.raises(SystemExit):
+        cli.resolve(path, ["--task.schedule", "linar"])
+    assert "'linear'" in capsys.readouterr().err
+
+
 def test_every_setting_of_the_core_can_be_given(path):
     resolved = cli.resolve(path, ["--log.profile.start_step", "3", "--log.profile.steps", "2"])
     assert (resolved.log.profile.start_step, resolved.log.profile.steps) == (3, 2)
