@@ -15,7 +15,7 @@ from born_mlp.nnpt import Perturbation
 from born_mlp.samples import exact_tensor
 from born_mlp.study import Study
 from common.files import local_folder
-from common.writers import read_log
+from common.runs import read_curves
 
 ORDER_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 
@@ -212,25 +212,19 @@ def training_curves(study: Study, name: str) -> Figure:
     panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     for axes, experiment in zip(panels, runs, strict=True):
         assert experiment.workdir is not None
-        log = read_log(experiment.workdir)
+        curves = read_curves(experiment.workdir)
         members = experiment.task.members
-        keys = [f"train/member/{i}" for i in range(members)]
-        rows = [row for row in log if keys[0] in row]
+        points = np.array([curves[f"train/member/{i}"] for i in range(members)])
         _spread(
-            axes,
-            [row["step"] for row in rows],
-            np.sqrt([[row[k] for k in keys] for row in rows]),
-            color="grey",
-            label="training error",
+            axes, points[0, :, 0], np.sqrt(points[:, :, 1].T), color="grey", label="training error"
         )
         for m in range(1, 4):
-            keys = [f"coefficients/order_{m}/{i}" for i in range(members)]
-            rows = [row for row in log if keys[0] in row]
-            if rows:
+            if f"coefficients/order_{m}/0" in curves:
+                points = np.array([curves[f"coefficients/order_{m}/{i}"] for i in range(members)])
                 _spread(
                     axes,
-                    [row["step"] for row in rows],
-                    np.array([[row[k] for k in keys] for row in rows]),
+                    points[0, :, 0],
+                    points[:, :, 1].T,
                     color=ORDER_COLORS[m - 1],
                     marker="o",
                     ms=3,
@@ -250,10 +244,11 @@ def diagram_shares(study: Study, name: str) -> Figure:
     assert run.workdir is not None
     order = max(2, run.task.order)
     diagrams = diagrams_of(run.task.mlp, order)
-    rows = [row for row in read_log(run.workdir) if f"diagrams/order_{order}/0" in row]
+    curves = read_curves(run.workdir)
+    shares = [curves[f"diagrams/order_{order}/{i}"] for i in range(len(diagrams))]
     history = [
-        (int(row["step"]), {d: row[f"diagrams/order_{order}/{i}"] for i, d in enumerate(diagrams)})
-        for row in rows
+        (points[0][0], {d: share for d, (_, share) in zip(diagrams, points, strict=True)})
+        for points in zip(*shares, strict=True)
     ]
     title = f"{name}, iteration {run.task.order}: shares of the diagrams of order {order}"
     return stack_shares(history, title=title)

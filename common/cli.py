@@ -17,7 +17,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin
 
 import jax
 import tyro
@@ -224,8 +224,31 @@ def _override(config: Any, args: Sequence[str], path: pathlib.Path, *markers: An
         prog=f"... {path}",
         # A field that may be one of several dataclasses stays what the config file made it.
         config=(tyro.conf.AvoidSubcommands, *markers),
+        registry=_registry,
     )
     return expand_user(config)
+
+
+_registry = tyro.constructors.ConstructorRegistry()
+
+
+@_registry.primitive_rule
+def _name_or_function(
+    kind: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """Let a field that takes a name or a function take the names; tyro alone would let none."""
+    members = get_args(kind.type)
+    names = [name for part in members if get_origin(part) is Literal for name in get_args(part)]
+    if not names or not any(get_origin(part) is Callable for part in members):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=f"{{{','.join(names)}}}",
+        choices=tuple(names),
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: value in names or callable(value),
+        str_from_instance=lambda value: [value if isinstance(value, str) else repr(value)],
+    )
 
 
 def experiments(config: Any) -> Mapping[str, Experiment[Any]]:

@@ -20,7 +20,7 @@ import numpy as np
 import pydantic
 
 from common.choices import suggestion
-from common.files import json_number
+from common.writers import json_number
 
 Config = TypeVar("Config")
 

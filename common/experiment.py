@@ -73,7 +73,8 @@ class Experiment(Generic[TaskT]):
             value = getattr(self, name)
             if not isinstance(value, (int, np.integer)) or not least <= value < 2**bits:
                 raise ValueError(
-                    f"{name} must be a whole number from {least} to 2^{bits} - 1, got {value!r}"
+                    f"{name} must be at least {least} and under 2**{bits}, and a whole number; "
+                    f"got {value!r}"
                 )
         cadences = {
             "steps": self.steps,

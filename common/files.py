@@ -1,7 +1,6 @@
 """The files of a run's folder, on a disk or in a bucket (`gs://`): whole, or line by line."""
 
 import contextlib
-import math
 import os
 import pathlib
 import tempfile
@@ -28,16 +27,6 @@ def user_cache() -> pathlib.Path | None:
     """Return this project's folder below the user's cache; None for a user without a home."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return None if base.startswith("~") else pathlib.Path(base) / "jax-three-papers"
-
-
-def json_number(value: float) -> float | str:
-    """Return a number as strict JSON has it: "NaN", "Infinity" and "-Infinity" are strings.
-
-    `float` of Python and `Number` of JavaScript read them back.
-    """
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 @contextlib.contextmanager

@@ -12,8 +12,9 @@ import jax
 from etils import epath
 
 from common import report
-from common.files import AppendingFile, json_number
+from common.files import AppendingFile
 from common.perf import TRAINING
+from common.writers import json_number
 
 FILE = "goodput.jsonl"
 """Name of the account in the work folder."""

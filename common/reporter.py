@@ -65,9 +65,9 @@ def read_past(workdir: str | None, start: int, keep_best: str | None) -> Past:
     """
     lines = read_log(workdir) if workdir is not None and jax.process_index() == 0 else []
     past = Past(
-        latest={name: x for line in lines for name, x in line.items() if name != "step"},
-        here=[name for line in lines if line["step"] == start for name in line],
-        evaluated=[(int(v["step"]), {keep_best: v[keep_best]}) for v in lines if keep_best in v],
+        latest={name: value for _, values in lines for name, value in values.items()},
+        here=[name for step, values in lines if step == start for name in values],
+        evaluated=[(s, {keep_best: v[keep_best]}) for s, v in lines if keep_best in v],
     )
     return Past(**distributed.agree(dataclasses.asdict(past)))
 

@@ -18,6 +18,8 @@ from common.goodput import Account
 from common.writers import read_log
 
 LOSS = "train/loss"
+Curves = dict[str, list[tuple[int, float]]]
+"""The `(step, value)` pairs of each metric."""
 
 
 def show(workdir: PathLike) -> str:
@@ -103,17 +105,18 @@ def compare(workdirs: Sequence[PathLike]) -> str:
     )
 
 
-def read_curves(workdir: PathLike) -> dict[str, list[tuple[int, float]]]:
-    """Read the log of a run as `(step, value)` pairs by metric.
+def read_curves(workdir: PathLike) -> Curves:
+    """Read the log of a run.
 
     Raises:
       ValueError: if there is none.
     """
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for values in read_log(workdir):
-        step = int(values.pop("step"))
+    curves: Curves = {}
+    for step, values in read_log(workdir):
         for name, value in values.items():
             curves.setdefault(name, []).append((step, value))
+    if not curves:
+        raise ValueError(f"{os.fspath(workdir)} holds no metrics.jsonl: it is no run's folder")
     return curves
 
 

@@ -17,7 +17,8 @@ from etils import epath
 
 from common import distributed, report
 from common.config import to_json
-from common.files import PathLike, json_number, replace
+from common.files import PathLike, replace
+from common.writers import json_number
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import directory_check
 
-from common.files import AppendingFile, PathLike, explained, json_number, replace
+from common.files import AppendingFile, PathLike, explained, replace
 
 _PACKAGES = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "flax", "jax-three-papers")
 
@@ -97,20 +97,20 @@ class JsonlWriter:
         self._file.close()
 
 
-def read_log(workdir: PathLike) -> list[dict[str, float]]:
-    """Read the lines of a run's log: the scalars of each, and its "step".
+def read_log(workdir: PathLike) -> list[tuple[int, dict[str, float]]]:
+    """Return the lines of the log in a work folder as `(step, scalars)`; none if there is no log.
 
     Raises:
-      ValueError: if there is none, or the file holds anything but such lines.
+      ValueError: if the file holds anything but such lines.
     """
     path = epath.Path(workdir) / LOG
     if not path.exists():
-        raise ValueError(f"{os.fspath(workdir)} holds no {LOG}: it is no run's folder")
+        return []
     lines = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
-            lines.append({name: float(value) for name, value in json.loads(line).items()})
-            lines[-1]["step"] = int(lines[-1]["step"])
+            values = {name: float(value) for name, value in json.loads(line).items()}
+            lines.append((int(values.pop("step")), values))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"line {number} of {path} is not that of a run's log") from None
     return lines
@@ -264,3 +264,10 @@ def _git_state() -> dict[str, Any]:
         return {"git": {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}}
     except (OSError, subprocess.CalledProcessError):
         return {}
+
+
+def json_number(value: float) -> float | str:
+    """Return a number as JSON has it; `float` of Python reads the names of the non-finite back."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -1,7 +1,7 @@
 """What a finished training run leaves: the exported model, held-out predictions, scores, curves."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from common import Experiment
 from common.files import local_folder
 from common.report import provenance, table
+from common.runs import Curves, read_curves
 from common.task import Params
-from common.writers import read_log
 from molt5_multitask.corpus import copy_baseline
 from molt5_multitask.pretrained import save_pretrained
 from molt5_multitask.tasks import TASKS
@@ -64,8 +64,8 @@ def write(experiment: Experiment[MultitaskT5], scores: Mapping[str, Any]) -> str
     """Write `results.json`, `results.md` and the learning curves; return the Markdown."""
     workdir = experiment.workdir or "."
     origin = provenance()
-    log = read_log(workdir)
-    losses = {k: v for line in log for k, v in line.items() if k.endswith("loss")}
+    curves = read_curves(workdir)
+    losses = {name: curve[-1][1] for name, curve in curves.items() if name.endswith("loss")}
     content = {**origin, "steps": experiment.steps, "losses": losses, "tasks": scores}
     header = ("task", "rows", "exact match", "copying the input", "other scores")
     rows = [
@@ -89,22 +89,21 @@ def write(experiment: Experiment[MultitaskT5], scores: Mapping[str, Any]) -> str
     with local_folder(workdir) as folder:
         (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
         (folder / "results.md").write_text(text + "\n")
-        learning_curves(log).savefig(folder / "learning_curves.png", dpi=150)
+        learning_curves(curves).savefig(folder / "learning_curves.png", dpi=150)
     return text
 
 
-def learning_curves(log: Sequence[Mapping[str, float]]) -> Figure:
+def learning_curves(curves: Curves) -> Figure:
     """Draw the training loss and the validation loss of each task over the steps."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
-    curves = {"train/loss": "training, all tasks"}
-    curves |= {f"valid/{name}/loss": f"held out, {name.replace('_', ' ')}" for name in TASKS}
-    for key, label in curves.items():
-        points = [(line["step"], line[key]) for line in log if key in line]
-        if points:
+    labels = {"train/loss": "training, all tasks"}
+    labels |= {f"valid/{name}/loss": f"held out, {name.replace('_', ' ')}" for name in TASKS}
+    for key, label in labels.items():
+        if key in curves:
             training = key == "train/loss"
             axes.plot(
-                *zip(*points, strict=True),
+                *zip(*curves[key], strict=True),
                 label=label,
                 color="black" if training else None,
                 linewidth=1,

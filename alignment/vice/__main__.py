@@ -31,7 +31,7 @@ from common import (
     train,
 )
 from common.report import provenance
-from common.writers import read_log
+from common.runs import Curves, read_curves
 
 CALL = 10
 """Steps of one compiled call."""
@@ -101,15 +101,14 @@ def experiment(arguments: Arguments) -> Experiment[Vice]:
 
 
 def summarise(
-    arguments: Arguments, task: Vice, seeds: Sequence[Embedding], log: Sequence[dict[str, Any]]
+    arguments: Arguments, task: Vice, seeds: Sequence[Embedding], curves: Curves
 ) -> dict[str, Any]:
     """Return the numbers of a finished run; of each seed, and the agreement between them."""
     train_triplets, held_out = task.split
-    last = {key: value for row in log for key, value in row.items()}
+    last = {name: curve[-1][1] for name, curve in curves.items()}
     rows = []
     for i, embedding in enumerate(seeds):
-        counts = [row[f"held_out/dimensions/{i}"] for row in log if "held_out/nll/0" in row]
-        steps = [row["step"] for row in log if "held_out/nll/0" in row]
+        steps, counts = zip(*curves[f"held_out/dimensions/{i}"], strict=True)
         changes = np.flatnonzero(np.diff(counts))
         expected = soft_choices([embedding], held_out, samples=arguments.samples).probabilities
         rows.append(
@@ -149,8 +148,8 @@ def run(arguments: Arguments) -> Embedding:
     result = train(run_config, description=f"{task.seeds} embeddings")
     seeds = [embedding.pruned() for embedding in task.embeddings(result.params)]
     out = arguments.out
-    log = read_log(out / "training")
-    found = summarise(arguments, task, seeds, log)
+    curves = read_curves(out / "training")
+    found = summarise(arguments, task, seeds, curves)
     best = seeds[found["best"]]
     best.write(out / "embedding.npz")
     for i, embedding in enumerate(seeds):
@@ -162,7 +161,7 @@ def run(arguments: Arguments) -> Embedding:
     if arguments.figures:
         panels = {
             "dimensions": figures.top_objects(best),
-            "convergence": figures.convergence(log, len(seeds)),
+            "convergence": figures.convergence(curves, len(seeds)),
         }
         drawn = figures.write(out, panels)
     print(json.dumps({k: found[k] for k in ("best", "seeds", "all seeds", "agreement")}, indent=1))

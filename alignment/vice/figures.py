@@ -1,13 +1,12 @@
 """Figures of an embedding: what its dimensions mean, and how the fit settled."""
 
 import pathlib
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from alignment.vice.embedding import Embedding
+from common.runs import Curves
 
 
 def top_objects(embedding: Embedding, *, count: int = 8, columns: int = 6) -> Figure:
@@ -38,19 +37,18 @@ def top_objects(embedding: Embedding, *, count: int = 8, columns: int = 6) -> Fi
     return figure
 
 
-def convergence(log: Sequence[dict[str, Any]], seeds: int) -> Figure:
+def convergence(curves: Curves, seeds: int) -> Figure:
     """Draw dimensions and held-out accuracy of each seed against the step.
 
     Args:
-      log: the lines of the run's `metrics.jsonl`.
+      curves: those of the run.
       seeds: number of seeds.
     """
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     panels = (("dimensions", "dimensions after pruning"), ("accuracy", "held-out accuracy"))
     for axes, (what, label) in zip(figure.subplots(1, 2), panels, strict=True):
         for seed in range(seeds):
-            key = f"held_out/{what}/{seed}"
-            points = [(row["step"], row[key]) for row in log if key in row]
+            points = curves[f"held_out/{what}/{seed}"]
             axes.plot(*zip(*points, strict=True), color="tab:blue", alpha=0.5, linewidth=1)
         axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
