@@ -15,6 +15,7 @@ from common.optim import make_optimizer
 from common.start_from import take_parameters
 from common.state import TrainState, lay_out, make_init, place_params
 from common.step import abstract_metrics, make_train_step
+from common.task import Task
 from common.tree import named_leaves
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.data import ArrayData, EpochOrder, prefetch, stack_steps
+from common.data import ArrayData, EpochOrder, OnePass, prefetch, stack_steps
 
 
 def test_each_epoch_holds_every_row_once_and_in_another_order():
