@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from common.data import Data
-from common.evaluate import Checked, Evaluator
+from common.evaluate import Evaluator, check_evaluators
 from common.experiment import Experiment
 from common.mesh import check_batch, make_mesh
 from common.optim import make_optimizer
@@ -32,10 +32,10 @@ class Setup:
     """Shapes and shardings of the training state."""
     init_state: Callable[[], TrainState]
     """Makes the state of step 0 on the devices, every array directly in its layout."""
-    train_step: Any
-    """Jitted `(state, batches) -> (state, metrics)`; it takes over the state's memory."""
     evaluators: tuple[Evaluator, ...]
     """What is computed on the parameters at a cadence."""
+    train_step: Any
+    """Jitted `(state, batches) -> (state, metrics)`; it takes over the state's memory."""
 
 
 def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = None) -> Setup:
@@ -52,7 +52,8 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
     mesh = make_mesh(experiment.mesh, devices)
     task = experiment.task
     evaluators = tuple(task.evaluators())
-    _check_cadences(evaluators, experiment.step.per_call)
+    for evaluator in evaluators:
+        _check_cadence(evaluator, experiment.step.per_call)
     params = jax.eval_shape(task.init, jax.random.key(experiment.seed))
     optimizer = make_optimizer(experiment.optim, params, steps=experiment.steps)
     data = task.data(batch_size=experiment.batch_size, seed=experiment.seed)
@@ -71,9 +72,7 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
     )
     abstract_state = lay_out(init, task.sharding_rules(), mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
-    for evaluator in evaluators:
-        if isinstance(evaluator, Checked):
-            evaluator.check(abstract_state.eval_params, mesh)
+    check_evaluators(evaluators, abstract_state.eval_params, mesh)
     jitted_init = jax.jit(init, out_shardings=shardings, donate_argnums=0)
 
     def init_state() -> TrainState:
@@ -90,21 +89,14 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
         examples=examples,
         abstract_state=abstract_state,
         init_state=init_state,
-        train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, shardings.window)),
         evaluators=evaluators,
+        train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, shardings.window)),
     )
 
 
-def _check_cadences(evaluators: Sequence[Evaluator], per_call: int) -> None:
-    names = [evaluator.name for evaluator in evaluators]
-    if len(set(names)) != len(names):
+def _check_cadence(evaluator: Evaluator, per_call: int) -> None:
+    if evaluator.every < 1 or evaluator.every % per_call:
         raise ValueError(
-            f"the evaluators are called {names}: give each a name of its own, or one's numbers "
-            "would overwrite the other's"
+            f"evaluator {evaluator.name!r} runs every {evaluator.every} steps; that must be a "
+            f"positive multiple of step.per_call = {per_call}"
         )
-    for evaluator in evaluators:
-        if evaluator.every < 1 or evaluator.every % per_call:
-            raise ValueError(
-                f"evaluator {evaluator.name!r} runs every {evaluator.every} steps; that must be a "
-                f"positive multiple of step.per_call = {per_call}"
-            )
