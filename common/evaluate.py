@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -42,6 +42,17 @@ class Checked(Protocol):
     def check(self, params: Any, mesh: Mesh) -> None:
         """Refuse what cannot work, from the shapes and shardings of the parameters alone."""
         ...
+
+
+def check_evaluators(evaluators: Iterable[Evaluator], params: Any, mesh: Mesh) -> None:
+    """Check the evaluators that can be; what one of them raises gets a note with its name."""
+    for evaluator in evaluators:
+        if isinstance(evaluator, Checked):
+            try:
+                evaluator.check(params, mesh)
+            except Exception as error:
+                error.add_note(f"This was found in evaluator {evaluator.name!r}, before training.")
+                raise
 
 
 class HeldOutData(Protocol):

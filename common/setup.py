@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from common.data import Data
-from common.evaluate import Checked, Evaluator
+from common.evaluate import Evaluator, check_evaluators
 from common.experiment import Experiment
 from common.mesh import check_batch, make_mesh
 from common.optim import make_optimizer
@@ -72,9 +72,7 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
     )
     abstract_state = lay_out(init, task.sharding_rules(), mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
-    for evaluator in evaluators:
-        if isinstance(evaluator, Checked):
-            evaluator.check(abstract_state.eval_params, mesh)
+    check_evaluators(evaluators, abstract_state.eval_params, mesh)
     jitted_init = jax.jit(init, out_shardings=shardings, donate_argnums=0)
 
     def init_state() -> TrainState:

@@ -103,7 +103,7 @@ class TripletGroups:
         """
         if batch_size % data_set.group_triplets:
             raise ValueError(
-                f"batch_size {batch_size} is no multiple of data_set.group_triplets = "
+                f"a batch of {batch_size} triplets is no multiple of data_set.group_triplets = "
                 f"{data_set.group_triplets}"
             )
         self.path, self._data_set, self._first = path, data_set, first

@@ -53,8 +53,21 @@ def test_outputs_of_rows_come_in_their_order(fsdp):
     found = map_rows(step, params, OnePass({"x": x}, batch_size=3), mesh)
     np.testing.assert_array_equal(found["sum"], x @ params)
     np.testing.assert_array_equal(found["own"], x[:, 0])
+
+
+class Empty(OnePass):
+    """A data set that turns out to have no rows."""
+
+    def __len__(self):
+        return 0
+
+
+def test_without_rows_there_are_no_numbers():
+    data, mesh = Empty({"x": np.zeros(1)}, batch_size=3), make_mesh(MeshConfig())
+    evaluator = MetricsEvaluator(name="none", every=1, data=data, metrics=lambda *_: {})
+    assert evaluator(None, mesh) == {}
     with pytest.raises(ValueError, match="no rows to evaluate on"):
-        map_rows(step, params, OnePass({"x": x[:0]}, batch_size=3), mesh)
+        map_rows(lambda *_: None, None, data, mesh)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +94,6 @@ def test_evaluators_are_traced_before_training(start):
     good = rows(4, 0)
     start(experiment(Evaluated(evaluated=(("a", good), ("b", good)))))
     wide = good | {"x": np.zeros((4, 9), np.float32)}
-    with pytest.raises(TypeError, match=r"dot_general requires contracting dim.*9.*8"):
+    with pytest.raises(TypeError, match=r"dot_general requires contracting dim") as error:
         start(experiment(Evaluated(evaluated=(("a", good), ("b", wide)))))
-    with pytest.raises(ValueError, match=r"called \['a', 'a'\]: give each a name of its own"):
-        start(experiment(Evaluated(evaluated=(("a", good), ("a", good)))))
+    assert "This was found in evaluator 'b', before training." in error.value.__notes__

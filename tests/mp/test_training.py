@@ -30,7 +30,8 @@ INTERLEAVED = """
 import jax
 import numpy as np
 
-from common import MeshConfig, distributed
+from common import Mean, MeshConfig, OnePass, distributed
+from common.evaluate import evaluate, map_rows
 from common.loop import _batches
 from common.mesh import local_examples, make_mesh, place
 from common.setup import prepare
@@ -51,6 +52,21 @@ with distributed.joined():
     setup = prepare(experiment(), devices)
     step = next(_batches(setup, 3, 0))["x"]
     np.testing.assert_array_equal(step[0], setup.data.batch(3)["x"][own])
+
+    asked = []
+    class Watched(OnePass):
+        def take(self, rows):
+            asked.append(rows)
+            return super().take(rows)
+
+    held_out = np.arange(20, dtype=np.float32)
+    data = Watched({"x": held_out}, batch_size=12)  # two batches of 16, the second filled up
+    mean = jax.jit(lambda params, batch: {"x": Mean.of(batch["x"], batch["weight"])})
+    assert evaluate(mean, None, data, mesh) == {"x": 9.5}
+    assert [len(rows) for rows in asked] == [8, 8]
+    assert set(np.concatenate(asked)) <= {0, *own, *(16 + own[own < 4])}
+    found = map_rows(jax.jit(lambda params, batch: batch["x"]), None, data, mesh)
+    np.testing.assert_array_equal(found, held_out)
     print("each its own")
 """
 
