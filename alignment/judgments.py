@@ -185,31 +185,6 @@ def split_by_object(
 # --- Choices ----------------------------------------------------------------------------------
 
 
-@jax.custom_vjp
-def _sum_last(x: Float[Array, "... p"]) -> Float[Array, "..."]:
-    """Sum over the last axis; on CPUs by adding halves until 32 numbers are left.
-
-    XLA's CPU backend sums longer rows by windows of 32, which are several times slower: they are
-    neither vectorised nor fused with what makes the row.
-    """
-
-    def halves(x: Array) -> Array:
-        odd = jnp.zeros(x.shape[:-1], x.dtype)
-        while (p := x.shape[-1]) > 32:
-            if p % 2:
-                odd += x[..., -1]
-            x = x[..., : p // 2] + x[..., p // 2 : p // 2 * 2]
-        return x.sum(-1) + odd
-
-    return jax.lax.platform_dependent(x, cpu=halves, default=lambda x: x.sum(-1))
-
-
-_sum_last.defvjp(
-    lambda x: (_sum_last(x), x.shape[-1]),
-    lambda p, gradient: (jnp.broadcast_to(gradient[..., None], (*gradient.shape, p)),),
-)
-
-
 def pair_products(
     first: Float[AnyArray, "*batch p"],
     second: Float[AnyArray, "*batch p"],
@@ -217,7 +192,7 @@ def pair_products(
 ) -> Float[Array, "*batch 3"]:
     """Return the dot products of the pairs of three objects: [s01, s02, s12]."""
     x = (first, second, third)
-    return jnp.stack([_sum_last(x[a] * x[b]) for a, b in PAIRS], -1)
+    return jnp.stack([jnp.sum(x[a] * x[b], -1) for a, b in PAIRS], -1)
 
 
 @jax.jit

@@ -1,13 +1,16 @@
-"""Settings of XLA that results depend on, made when `common` is imported."""
+"""What XLA must be told: settings that results depend on, and what to write to memory."""
 
 import os
 import pathlib
 import warnings
+from typing import TypeVar
 
+import jax
 import jaxlib
 
 from common import internals
 
+T = TypeVar("T")
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 WRONG = "0.10.2"
 """This jaxlib, the last one for Python 3.11, hands reductions on a CPU to YNNPACK, whose sums are
@@ -40,3 +43,16 @@ def _flags() -> str:
     if not flags or flags.startswith("-"):
         return flags
     return " ".join(pathlib.Path(flags).read_text().split())
+
+
+def written_to_memory(tree: T) -> T:
+    """Return arrays that XLA's CPU backend computes once; likewise their gradients.
+
+    That backend computes what several fusions take anew in each of them, however much it is. A
+    barrier makes it one array, which costs a write and reads of it. Of parameters, it keeps the
+    optimizer's six updates and the norm from computing the gradient eight times. On accelerators,
+    and where a program has no such repetition, it would only cost; there nothing changes.
+    """
+    return jax.lax.platform_dependent(
+        tree, cpu=jax.lax.optimization_barrier, default=lambda tree: tree
+    )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.integrate import quad
+from scipy.stats import kstest, norm
 
 from alignment import judgments
 from alignment.vice import __main__ as command
@@ -47,17 +48,25 @@ def task(folder, **changes):
     return Vice(triplets=str(folder / "human.npz"), names=str(folder / "names.txt"), **settings)
 
 
-def test_noise_of_several_blocks(folder, monkeypatch):
-    """Blocks do not repeat each other, the last is cut, and seeds do not depend on the others."""
-    monkeypatch.setattr(model, "BLOCK", 4)
+def test_noise_is_standard_normal(folder):
+    """Symmetric and bounded, no number twice, and seeds do not depend on those beside them."""
     key = jax.random.key(0)
-    noise = np.asarray(task(folder, dimensions=50)._noise(key))
-    assert noise.shape == (N, 2, 50)
-    assert np.isin(noise[4:8], noise[:4]).mean() < 0.01
-    assert abs(noise.mean()) < 0.1
-    assert abs(noise.std() - 1) < 0.1
-    one = task(folder, seeds=1, dimensions=50)._noise(key)
+    noise = np.asarray(task(folder, dimensions=3000)._noise(key))
+    assert noise.shape == (N, 2, 3000)
+    assert kstest(noise.ravel(), "norm").pvalue > 0.01
+    assert len(np.unique(noise)) > 0.99 * noise.size  # of 2^24 values
+    assert abs(np.corrcoef(noise[:, 0].ravel(), noise[:, 1].ravel())[0, 1]) < 0.02
+    one = task(folder, seeds=1, dimensions=3000)._noise(key)
     np.testing.assert_array_equal(noise[:, :1], one)
+
+
+def test_noise_is_finite_for_all_bits(folder, monkeypatch):
+    words = np.array([0, 2**31 - 1, 2**31, 2**32 - 1], np.uint32)
+    monkeypatch.setattr(model, "threefry_2x32", lambda key, counts: jnp.asarray(words)[counts])
+    noise = np.asarray(model._normal(jax.random.key(0), (4,)))
+    assert np.isfinite(noise).all()
+    np.testing.assert_array_equal(noise, -noise[::-1])
+    assert noise[3] == pytest.approx(norm.isf(2.0**-25), rel=1e-3)
 
 
 def test_prior_is_a_density():
