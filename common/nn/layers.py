@@ -14,6 +14,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
+from common.xla import written_to_memory
+
 
 class Linear(nnx.Module):
     """The map `y = x . kernel (+ bias)` from axes of shape `inputs` to axes of shape `outputs`.
@@ -58,15 +60,7 @@ def _whole_gradient(y: Array) -> Array:
     return y
 
 
-def _whole_gradient_backward(_: None, gradient: Array) -> tuple[Array]:
-    return (
-        jax.lax.platform_dependent(
-            gradient, cpu=jax.lax.optimization_barrier, default=lambda gradient: gradient
-        ),
-    )
-
-
-_whole_gradient.defvjp(lambda y: (y, None), _whole_gradient_backward)
+_whole_gradient.defvjp(lambda y: (y, None), lambda _, gradient: (written_to_memory(gradient),))
 
 
 def rms_norm(
