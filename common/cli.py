@@ -17,8 +17,9 @@ import pathlib
 import shlex
 import sys
 import traceback
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import jax
 import tyro
@@ -173,6 +174,33 @@ def load_config(path: pathlib.Path) -> Any:
     return module.config()
 
 
+_FIELDS = tyro.constructors.ConstructorRegistry()
+"""How types are read from the command line that tyro does not know."""
+
+
+@_FIELDS.primitive_rule
+def _name_or_function(
+    info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """Read a field that takes a name or a function: by its name; functions are for config files."""
+    kinds = get_args(info.type)
+    if not any(typing.get_origin(kind) is Callable for kind in kinds):
+        return None
+    names = [n for kind in kinds if typing.get_origin(kind) is Literal for n in get_args(kind)]
+    if type(None) in kinds:
+        names.append("None")
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{" + ",".join(names) + "}",
+        instance_from_str=lambda given: None if given == ["None"] else given[0],
+        is_instance=lambda value: value is None or callable(value) or value in names,
+        str_from_instance=lambda value: [
+            getattr(value, "__qualname__", repr(value)) if callable(value) else str(value)
+        ],
+        choices=tuple(names),
+    )
+
+
 def resolve(path: pathlib.Path, overrides: Sequence[str]) -> Any:
     """Load a config and apply typed overrides such as `["--optim.learning_rate", "3e-4"]`.
 
@@ -182,14 +210,15 @@ def resolve(path: pathlib.Path, overrides: Sequence[str]) -> Any:
     kind: Any = type(config)
     if isinstance(config, Experiment):
         kind = Experiment[type(config.task)]  # type: ignore[misc]
-    config = tyro.cli(
-        kind,
-        default=config,
-        args=list(overrides),
-        prog=f"... {path}",
-        # A field that may be one of several dataclasses stays what the config file made it.
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    with _FIELDS:
+        config = tyro.cli(
+            kind,
+            default=config,
+            args=list(overrides),
+            prog=f"... {path}",
+            # A field that may be one of several dataclasses stays what the config file made it.
+            config=(tyro.conf.AvoidSubcommands,),
+        )
     if config.workdir is None:
         config = dataclasses.replace(
             config, workdir=os.path.join("runs", path.parent.name, path.stem)

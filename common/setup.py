@@ -1,6 +1,7 @@
 """From a config to the parts of a run, checked but not yet computed."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +11,9 @@ from jax.sharding import Mesh
 from common.data import Data
 from common.evaluate import Evaluator
 from common.experiment import Experiment
+from common.flops import training_flops
 from common.mesh import check_batch, make_mesh
-from common.optim import make_optimizer
+from common.optim import make_optimizer, make_schedule, trainable
 from common.state import TrainState, lay_out, make_init, place_params
 from common.step import abstract_metrics, make_train_step
 
@@ -28,12 +30,25 @@ class Setup:
     """The training data."""
     examples: int
     """Length of the first axis of a batch: where examples come in groups, their number."""
+    trainable: Any
+    """Which parameters train: a tree of bools."""
     abstract_state: TrainState
     """Shapes and shardings of the training state."""
     init_state: Callable[[], TrainState]
     """Makes the state of step 0 on the devices, every array directly in its layout."""
     train_step: Any
     """Jitted `(state, batches) -> (state, metrics)`; it takes over the state's memory."""
+
+    @functools.cached_property
+    def flops(self) -> float:
+        """Model FLOPs of one optimizer step, see `common.flops`; the loss is traced once."""
+        return training_flops(
+            self.experiment.task,
+            self.experiment.step,
+            self.abstract_state.params,
+            self.data.spec(),
+            self.trainable,
+        )
 
 
 def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = None) -> Setup:
@@ -52,6 +67,7 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
     for evaluator in task.evaluators():
         _check_cadence(evaluator, experiment.step.per_call)
     params = jax.eval_shape(task.init, jax.random.key(experiment.seed))
+    mask = trainable(experiment.optim, params)
     optimizer = make_optimizer(experiment.optim, params, steps=experiment.steps)
     data = task.data(batch_size=experiment.batch_size, seed=experiment.seed)
     spec = data.spec()
@@ -63,7 +79,8 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
     init = make_init(
         task,
         optimizer,
-        abstract_metrics(task, experiment.step, params, spec),
+        abstract_metrics(task, experiment.step, params, spec, mask),
+        mask,
         seed=experiment.seed,
         keep_ema=experiment.step.ema_decay is not None,
     )
@@ -77,12 +94,20 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
             return jitted_init()
         return jitted_init(place_params(params, abstract_state.params))
 
-    step = make_train_step(task, optimizer, experiment.step, log_every=experiment.log.every)
+    step = make_train_step(
+        task,
+        optimizer,
+        make_schedule(experiment.optim, steps=experiment.steps),
+        experiment.step,
+        mask,
+        log_every=experiment.log.every,
+    )
     return Setup(
         experiment=experiment,
         mesh=mesh,
         data=data,
         examples=examples,
+        trainable=mask,
         abstract_state=abstract_state,
         init_state=init_state,
         train_step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, shardings.window)),
