@@ -63,8 +63,9 @@ class OptimConfig:
     """Optimizer, learning-rate schedule and parameter groups."""
 
     name: Rule = "adamw"
-    """Update rule, a name or a function. `adam` is `adamw` without weight decay. `adafactor` is that of optax (factored
-    second moments, update clipping at 1, steps relative to the parameter's scale, no momentum).
+    """Update rule, a name or a function. `adam` is `adamw` without weight decay. `adafactor` is
+    that of optax (factored second moments, update clipping at 1, steps relative to the parameter's
+    scale, no momentum).
     `muon` orthogonalises the momentum of every parameter of rank >= 2 over its last two axes,
     leading axes being batches of matrices (layers, experts, members), and gives the others to
     AdamW; embeddings, heads and stacked biases want a group with `optimizer="adamw"`. A function in

@@ -40,9 +40,10 @@ class StepConfig:
     remat: Remat = "none"
     """What the backward pass recomputes: nothing, all but matrix products, or everything."""
     nonfinite: Nonfinite = "skip"
-    """What a step does to the run whose loss or gradient is not finite. It never changes parameters,
-    average and optimizer (its schedule goes on), and is written to `nonfinite.jsonl` with its batch. Besides, the run stops, or
-    rolls back: to the newest checkpoint before, from which it goes on with the batches after."""
+    """What a step does to the run whose loss or gradient is not finite. It never changes
+    parameters, their average and optimizer (but the schedule goes on), and is written to
+    `nonfinite.jsonl` with its batch. Besides, the run stops, or rolls back: to the newest
+    checkpoint before, from which it goes on with the batches after."""
     ema_decay: float | None = None
     """Decay per step of the averaged parameters, kept in float32; None keeps no average."""
 

@@ -300,10 +300,11 @@ def test_every_microbatch_and_step_draws_anew(steps):
 
 
 def test_a_step_that_is_not_finite_is_skipped():
-    clean, skipped = train(experiment()), train(experiment(Toy(nan_at=11)))
+    clean, skipped = train(experiment()), train(experiment(Toy(nan_at=10)))
     assert int(skipped.state.step) == 12
     assert skipped.metrics["train/skipped"] == 0.5
-    eleven = train(experiment(Toy(nan_at=11)))
+    # Not the last step: with a cosine to 0 that one changes nothing.
+    eleven = train(experiment(Toy(nan_at=10)))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(eleven.params)))
     assert not np.array_equal(clean.params["out"]["bias"], skipped.params["out"]["bias"])
     assert np.isfinite(skipped.metrics["train/loss"])
@@ -356,10 +357,13 @@ def test_metrics_of_narrow_types_are_summed_in_float32(accumulate):
             zero = 0 * self.metrics(params, batch)["loss"].total.astype(jnp.bfloat16)
             return {"loss": Mean(zero + ones.sum(), ones.sum()), "own": own, "hit": Mean.of(true)}
 
-    log = dataclasses.replace(experiment().log, every=300)
-    step = StepConfig(per_call=300, accumulate=accumulate)
-    config = experiment(Narrow(), steps=300, log=log, step=step)
-    config = dataclasses.replace(config, checkpoint=CheckpointConfig(every=300))
+    config = experiment(
+        Narrow(eval_every=300),
+        steps=300,
+        log=dataclasses.replace(experiment().log, every=300),
+        step=StepConfig(per_call=300, accumulate=accumulate),
+        checkpoint=CheckpointConfig(every=300),
+    )
     setup = prepare(config)
     batch = place(dict(stack_steps(setup.data, 0, 300)), setup.mesh, leading_axes=1)
     _, window = setup.train_step(setup.init_state(), batch)
