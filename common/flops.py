@@ -88,16 +88,18 @@ def _count(jaxpr: core.Jaxpr) -> float:
 
 def _count_equation(equation: core.JaxprEqn) -> float:
     name, params = equation.primitive.name, equation.params
+    inputs: list[Any] = [variable.aval for variable in equation.invars]
+    outputs: list[Any] = [variable.aval for variable in equation.outvars]
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        lengths = [equation.invars[0].aval.shape[axis] for axis in contracted]
-        return 2.0 * math.prod(lengths) * equation.outvars[0].aval.size
+        lengths = [inputs[0].shape[axis] for axis in contracted]
+        return 2.0 * math.prod(lengths) * outputs[0].size
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval
-        outputs = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+        kernel = inputs[1]
+        features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
         # An input that is spread by zeros, as in the backward pass of a stride, meets few of them.
-        products = kernel.size / outputs / math.prod(params["lhs_dilation"])
-        return 2.0 * products * equation.outvars[0].aval.size
+        products = kernel.size / features / math.prod(params["lhs_dilation"])
+        return 2.0 * products * outputs[0].size
     inner = [_count(jaxpr) for jaxpr in _programs(list(params.values()))]
     if name == "cond":
         return max(inner)

@@ -196,7 +196,7 @@ def make_train_step(
         def add(carry: Any, item: Any) -> tuple[Any, None]:
             index, part = item
             with jax.named_scope("gradient"):
-                found = grad(trained, frozen, part, Rngs(key, step, index))
+                found: Any = grad(trained, frozen, part, Rngs(key, step, index))
             with jax.named_scope("accumulate"):
                 return metrics.merge(carry, found), None
 
