@@ -131,10 +131,6 @@ class Classifier(Task):
             ("classifier/.*", ()),
         ]
 
-    def flops(self, batch_size: int) -> float:
-        """Return the operations of a step."""
-        return self.model.flops(images=batch_size)
-
 
 class _ImagesInMemory(Data):
     def __init__(self, task: Classifier, *, batch_size: int, seed: int) -> None:

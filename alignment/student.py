@@ -168,11 +168,6 @@ class Student(Task):
             ("triplet_head/bias", ()),
         ]
 
-    def flops(self, batch_size: int) -> float:
-        """Return the operations of a step: of its distinct images."""
-        images = self.data_set.images_per_batch(batch_size)
-        return self.model.flops(images=images) + 6.0 * images * self.model.features * self.head
-
 
 def read_backbone(name: str, model: ViTConfig) -> Params:
     """Read the weights of a backbone from a folder or the hub, for images of `model.image_size`.

@@ -8,7 +8,6 @@ initial parameters and its own lower-order terms.
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -263,10 +262,3 @@ class ResidualFit(Task):
     def sharding_rules(self) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
         """Spread the members over the axis `tensor`."""
         return ((".*", ("tensor",)),)
-
-    def flops(self, batch_size: int) -> float:
-        """Count the matrix products of forward and backward pass."""
-        widths = self.mlp.widths
-        products = sum(a * b for a, b in itertools.pairwise(widths))
-        # The gradient with respect to the input is not needed.
-        return 2.0 * batch_size * self.members * (3 * products - widths[0] * widths[1])

@@ -234,20 +234,27 @@ _registry = tyro.constructors.ConstructorRegistry()
 
 @_registry.primitive_rule
 def _name_or_function(
-    kind: tyro.constructors.PrimitiveTypeInfo,
+    info: tyro.constructors.PrimitiveTypeInfo,
 ) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """Let a field that takes a name or a function take the names; tyro alone would let none."""
-    members = get_args(kind.type)
-    names = [name for part in members if get_origin(part) is Literal for name in get_args(part)]
-    if not names or not any(get_origin(part) is Callable for part in members):
+    """Read a field that takes a name or a function by its name; functions are for config files.
+
+    Without this rule tyro takes neither.
+    """
+    kinds = get_args(info.type)
+    if not any(get_origin(kind) is Callable for kind in kinds):
         return None
+    names = [n for kind in kinds if get_origin(kind) is Literal for n in get_args(kind)]
+    if type(None) in kinds:
+        names.append("None")
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar=f"{{{','.join(names)}}}",
+        metavar="{" + ",".join(names) + "}",
+        instance_from_str=lambda given: None if given == ["None"] else given[0],
+        is_instance=lambda value: value is None or callable(value) or value in names,
+        str_from_instance=lambda value: [
+            getattr(value, "__qualname__", repr(value)) if callable(value) else str(value)
+        ],
         choices=tuple(names),
-        instance_from_str=lambda words: words[0],
-        is_instance=lambda value: value in names or callable(value),
-        str_from_instance=lambda value: [value if isinstance(value, str) else repr(value)],
     )
 
 

@@ -14,8 +14,9 @@ from etils import epath
 from common.data import Data
 from common.experiment import Experiment
 from common.files import AppendingFile
+from common.optim import trainable
 from common.state import Fault, TrainState
-from common.tree import named_leaves
+from common.tree import named_leaves, split
 
 
 class RollBack(Exception):
@@ -38,17 +39,19 @@ def describe(fault: Fault, experiment: Experiment[Any], params: Any, data: Data)
     Args:
       fault: the fault, on the host.
       experiment: the config.
-      params: the parameters, for their names.
+      params: all parameters, for their names.
       data: the training data.
 
     Returns:
-      "step" and "batch", the number of its batch; whether the "loss" was finite; the "parameters"
+      "step" and "batch", the number of its batch; whether the "loss" was finite; the trained
+      "parameters"
       whose gradient was not, and the "groups" of `optim.groups` that they are in; "rows", the
       numbers of the batch's examples where the data know them, and "inputs", the places in the
       batch of those whose inputs are not finite themselves.
     """
     step, number = int(fault.step), int(fault.batch)
-    names = [name for name, _ in named_leaves(params)]
+    trained, _ = split(params, trainable(experiment.optim, params))
+    names = [name for name, _ in named_leaves(trained)]
     torn = [name for name, bad in zip(names, np.asarray(fault.gradient), strict=True) if bad]
     patterns = [group.pattern for group in experiment.optim.groups]
     groups = {next(p for p in patterns if re.fullmatch(p, name)) for name in torn if patterns}

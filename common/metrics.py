@@ -6,7 +6,7 @@ of means, which are wrong for uneven batches, cannot be written down.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -39,10 +39,14 @@ class Mean:
 
     @classmethod
     def of(cls, values: Array, weights: Array | None = None) -> "Mean":
-        """Sum `values`, each counted with its weight (one by default; broadcast to `values`)."""
+        """Sum `values`, each counted with its weight (one by default; broadcast to `values`).
+
+        Sums are float32 at least, whatever the type of the values.
+        """
+        values = _widened(values)
         if weights is None:
             return cls(jnp.sum(values), jnp.asarray(values.size, jnp.float32))
-        weights = jnp.broadcast_to(weights, values.shape)
+        weights = _widened(jnp.broadcast_to(weights, values.shape))
         return cls(jnp.sum(values * weights), jnp.sum(weights).astype(jnp.float32))
 
     def compute(self) -> Array:
@@ -50,9 +54,45 @@ class Mean:
         return self.total / self.weight
 
 
+def _widened(sums: Array) -> Array:
+    """Give sums a type in which adding up a run loses nothing that matters."""
+    return sums.astype(jnp.promote_types(sums.dtype, jnp.float32))
+
+
+def widen(tree: Any) -> Any:
+    """Give all sums of a tree float32 at least (in bfloat16, 256 + 1 is 256); keep integers."""
+    return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.integer) else _widened(x), tree)
+
+
 def merge(a: Metrics, b: Metrics) -> Metrics:
-    """Add two sets of metrics with the same names."""
-    return jax.tree.map(jnp.add, a, b)
+    """Add two sets of metrics with the same names, in float32 at least."""
+    return jax.tree.map(jnp.add, widen(a), widen(b))
+
+
+def check(found: Any, where: str, *, reserved: Collection[str] = ()) -> None:
+    """Refuse what is no dictionary of metrics by names that are free.
+
+    Args:
+      found: what a function returned, with arrays or shapes as leaves.
+      where: the function, for the error messages.
+      reserved: names that it must not use.
+
+    Raises:
+      TypeError: naming the entry that is no metric.
+      ValueError: naming the entry whose name is taken.
+    """
+    if not isinstance(found, Mapping):
+        raise TypeError(f"{where} must return a dict of metrics by name; got {found!r}")
+    for name, metric in found.items():
+        if not callable(getattr(metric, "compute", None)):
+            raise TypeError(
+                f"{where} must return metrics, and its entry {name!r} is {metric!r}; sum up values "
+                f"with common.Mean.of(values), or give a pytree of sums with a method compute()"
+            )
+        if name in reserved:
+            raise ValueError(
+                f"{where} must not name a metric {name!r}, which is logged for every run; rename it"
+            )
 
 
 def compute(metrics: Metrics) -> dict[str, float]:

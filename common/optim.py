@@ -6,7 +6,8 @@ gradient, a parameter theta of a group with learning-rate scale s moves by
     theta <- theta - s * lr(t) * (u + weight_decay * (theta - anchor)),
 
 where the anchor is 0, or the initial parameters with `decay_to_init`. So weight decay is decoupled
-(Loshchilov & Hutter, arXiv:1711.05101) for every rule, and multiplied by the learning rate.
+(Loshchilov & Hutter, arXiv:1711.05101) for every rule, and multiplied by the learning rate. Frozen
+parameters are not in the tree that the optimizer sees (`trainable`, `common.tree.split`).
 
 All statistics live in the optimizer state as arrays with the dtype and sharding of their parameter.
 An ensemble whose members must not share a clipping norm maps the optimizer over its members:
@@ -16,22 +17,21 @@ An ensemble whose members must not share a clipping norm maps the optimizer over
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
-from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 from common.choices import check_choice
 from common.transforms import decay_to_init, orthogonalize
-from common.tree import match_rules
+from common.tree import match_rules, split
 
 OptimizerName = Literal["adamw", "adam", "sgd", "adafactor", "muon"]
-ScheduleName = Literal["constant", "cosine", "rsqrt"]
-Schedule = Callable[[ArrayLike], Array]
+Rule = OptimizerName | Callable[[], optax.GradientTransformation]
+ScheduleName = Literal["constant", "linear", "cosine", "rsqrt", "warmup_stable_decay"]
+Schedule = Callable[[Any], Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,10 @@ class ParamGroup:
     """Factor on the learning rate."""
     weight_decay: float | None = None
     """Weight decay of the group; None takes that of the optimizer."""
-    optimizer: OptimizerName | None = None
-    """Rule of the group; None takes that of the optimizer."""
+    optimizer: Rule | None = None
+    """Rule of the group, as `optim.name`; None takes that of the optimizer."""
     freeze: bool = False
-    """Leave the parameters as they are: zero updates, no optimizer memory, not in the clip norm."""
+    """Leave the parameters as they are: no gradient, optimizer state or average is computed."""
 
     def __post_init__(self) -> None:
         where = f"optim.groups[{self.pattern!r}]"
@@ -55,28 +55,37 @@ class ParamGroup:
         if self.weight_decay is not None:
             _check(self.weight_decay >= 0, where, self, "weight_decay", "at least 0")
         if self.optimizer is not None:
-            check_choice(f"{where}.optimizer", self.optimizer, get_args(OptimizerName))
+            _check_name(f"{where}.optimizer", self.optimizer, get_args(OptimizerName))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Optimizer, learning-rate schedule and parameter groups."""
 
-    name: OptimizerName = "adamw"
-    """Update rule. `adam` is `adamw` without weight decay. `adafactor` is that of optax (factored
-    second moments, update clipping at 1, steps relative to the parameter's scale, no momentum).
+    name: Rule = "adamw"
+    """Update rule, a name or a function. `adam` is `adamw` without weight decay. `adafactor` is
+    that of optax (factored second moments, update clipping at 1, steps relative to the parameter's
+    scale, no momentum).
     `muon` orthogonalises the momentum of every parameter of rank >= 2 over its last two axes,
     leading axes being batches of matrices (layers, experts, members), and gives the others to
-    AdamW; embeddings, heads and stacked biases want a group with `optimizer="adamw"`."""
+    AdamW; embeddings, heads and stacked biases want a group with `optimizer="adamw"`. A function in
+    a config file takes no arguments and returns an optax transformation of the gradient into the
+    direction, such as `optax.scale_by_lion`; decay and learning rate follow as for the names."""
     learning_rate: float = 1e-3
     """Peak of the schedule."""
-    schedule: ScheduleName = "cosine"
-    """What follows the warm-up: the peak, half a cosine down to `final_fraction` of it at the last
-    step, or the peak times `sqrt(warmup_steps / step)`."""
+    schedule: ScheduleName | Schedule = "cosine"
+    """What follows the warm-up: `constant` is the peak; `linear` and `cosine` (half a period) fall
+    to `final_fraction` of it; `rsqrt` is the peak times `sqrt(warmup_steps / step)`;
+    `warmup_stable_decay` is the peak, and falls linearly over the last `decay_fraction` of the run.
+    A function in a config file takes the step (0, 1, ...; traced) and returns the factor on the
+    peak, its warm-up included."""
     warmup_steps: int = 0
     """Steps of linear warm-up from 0; the peak is reached at this step."""
     final_fraction: float = 0.0
-    """Learning rate at the last step as a fraction of the peak (cosine only)."""
+    """Learning rate of the run's last update as a fraction of the peak (linear, cosine,
+    warmup_stable_decay). With 0 the last update changes nothing."""
+    decay_fraction: float = 0.2
+    """Share of the run's steps over which warmup_stable_decay falls."""
     b1: float = 0.9
     """Decay rate of Adam's first moment."""
     b2: float = 0.999
@@ -100,11 +109,17 @@ class OptimConfig:
     and every pattern must match some parameter."""
 
     def __post_init__(self) -> None:
-        check_choice("optim.name", self.name, get_args(OptimizerName))
-        check_choice("optim.schedule", self.schedule, get_args(ScheduleName))
+        _check_name("optim.name", self.name, get_args(OptimizerName))
+        _check_name("optim.schedule", self.schedule, get_args(ScheduleName))
         _check(0 < self.learning_rate < math.inf, "optim", self, "learning_rate", "positive")
         _check(self.warmup_steps >= 0, "optim", self, "warmup_steps", "at least 0")
         _check(0 <= self.final_fraction <= 1, "optim", self, "final_fraction", "between 0 and 1")
+        _check(0 < self.decay_fraction <= 1, "optim", self, "decay_fraction", "in (0, 1]")
+        if callable(self.schedule) and self.warmup_steps > 0:
+            raise ValueError(
+                f"optim.warmup_steps = {self.warmup_steps} must be 0 where optim.schedule is a "
+                "function: it has its own warm-up"
+            )
         for field in ("b1", "b2", "momentum"):
             in_range = 0 <= getattr(self, field) < 1
             _check(in_range, "optim", self, field, "at least 0 and less than 1")
@@ -122,14 +137,15 @@ class OptimConfig:
 
 
 def make_schedule(config: OptimConfig, *, steps: int) -> Schedule:
-    """Make the learning rate as a function of the number of updates already made.
+    """Make the learning rate as a function of the step.
 
     Args:
       config: the schedule and its peak.
-      steps: updates of the whole run, where the cosine ends.
+      steps: updates of the whole run; the last one, `steps - 1`, has the final fraction.
 
     Returns:
-      A traceable function of a scalar step 0, 1, ...; the first update has `schedule(0)`.
+      A traceable function of a scalar step 0, 1, ...; the first update has `schedule(0)`. In a run
+      without a step to decay over (the warm-up ends at its last update), that update has the peak.
 
     Raises:
       ValueError: if the warm-up does not end before the run does.
@@ -139,20 +155,47 @@ def make_schedule(config: OptimConfig, *, steps: int) -> Schedule:
         raise ValueError(
             f"optim.warmup_steps = {warmup} must be less than the {steps} steps of the run"
         )
-
-    def schedule(step: ArrayLike) -> Array:
-        step = jnp.asarray(step)
-        if config.schedule == "constant":
-            decay = jnp.ones(())
-        elif config.schedule == "cosine":
-            progress = jnp.clip((step - warmup) / (steps - warmup), 0, 1)
-            decay = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        else:
+    given = config.schedule
+    if not isinstance(given, str):
+        return lambda step: peak * given(step)
+    room = max(steps - 1 - warmup, 1)
+    parts = [optax.linear_schedule(0.0, peak, warmup)] if warmup else []
+    match given:
+        case "constant":
+            parts += [optax.constant_schedule(peak)]
+        case "linear":
+            parts += [optax.linear_schedule(peak, final * peak, room)]
+        case "cosine":
+            parts += [optax.cosine_decay_schedule(peak, room, alpha=final)]
+        case "warmup_stable_decay":
+            falling = min(max(round(config.decay_fraction * steps), 1), room)
+            parts += [optax.linear_schedule(peak, final * peak, falling, room - falling)]
+        case "rsqrt":
+            # No formula of optax.
             start = max(warmup, 1)
-            decay = jnp.sqrt(start / jnp.maximum(step, start))
-        return peak * decay * jnp.minimum(step / warmup if warmup else 1.0, 1.0)
+            parts += [lambda step: peak * (start / jnp.maximum(step + warmup, start)) ** 0.5]
+    return optax.join_schedules(parts, [warmup]) if warmup else parts[0]
 
-    return schedule
+
+def trainable(config: OptimConfig, params: PyTree) -> PyTree:
+    """Return a tree like `params` that says which parameters train, by the groups.
+
+    Args:
+      config: the groups.
+      params: parameters, or a tree of `jax.ShapeDtypeStruct`; only the names are used.
+
+    Raises:
+      ValueError: if the groups do not cover the parameters, match none, or freeze them all.
+    """
+    mask = jax.tree.map(lambda group: not group.freeze, _groups(config, params))
+    if not any(jax.tree.leaves(mask)):
+        raise ValueError("optim.groups freeze every parameter; leave some group free to train")
+    return mask
+
+
+def _groups(config: OptimConfig, params: PyTree) -> PyTree:
+    groups = config.groups or (ParamGroup(pattern=".*"),)
+    return match_rules([(g.pattern, g) for g in groups], params, what="parameter group")
 
 
 def make_optimizer(
@@ -162,14 +205,16 @@ def make_optimizer(
 
     Args:
       config: rule, schedule and groups.
-      params: parameters, or a tree of `jax.ShapeDtypeStruct`; only the names are used.
+      params: all parameters, or a tree of `jax.ShapeDtypeStruct`; only the names are used.
       steps: updates of the whole run.
 
     Returns:
-      An optax transformation whose `update` needs the parameters as its third argument.
+      An optax chain for the parameters that train (`split(params, trainable(config, params))[0]`),
+      whose `update` needs them as its third argument. The last entry of its state is that of the
+      schedule, which counts the steps.
 
     Raises:
-      ValueError: if the groups do not cover the parameters, match none, or freeze them all.
+      ValueError: as `trainable` and `make_schedule` do.
     """
     schedule = make_schedule(config, steps=steps)
     clip = (
@@ -177,38 +222,34 @@ def make_optimizer(
         if config.clip_norm is None
         else optax.clip_by_global_norm(config.clip_norm)
     )
-    if not config.groups:
-        return optax.chain(clip, _group_chain(config, ParamGroup(pattern=".*"), schedule))
-
-    rules = [(group.pattern, str(i)) for i, group in enumerate(config.groups)]
-    labels = match_rules(rules, params, what="parameter group")
-    frozen = jax.tree.map(lambda label: config.groups[int(label)].freeze, labels)
-    if all(jax.tree.leaves(frozen)):
-        raise ValueError("optim.groups freeze every parameter; leave some group free to train")
-    chains = {
-        str(i): _group_chain(config, group, schedule) for i, group in enumerate(config.groups)
-    }
-    return optax.chain(
-        optax.masked(optax.set_to_zero(), frozen), clip, optax.partition(chains, labels)
-    )
+    groups, _ = split(_groups(config, params), trainable(config, params))
+    labels = jax.tree.map(lambda group: group.pattern, groups)
+    chains = {g.pattern: _group_chain(config, g) for g in jax.tree.leaves(groups)}
+    one = next(iter(chains.values()))
+    by_group = optax.partition(chains, labels) if len(chains) > 1 else one
+    return optax.chain(clip, by_group, optax.scale_by_schedule(schedule))
 
 
-def _group_chain(
-    config: OptimConfig, group: ParamGroup, schedule: Schedule
-) -> optax.GradientTransformation:
-    """Direction, then decay, then learning rate: the formula at the head of this module."""
-    if group.freeze:
-        return optax.set_to_zero()
+def _group_chain(config: OptimConfig, group: ParamGroup) -> optax.GradientTransformation:
+    """Direction, then decay: the formula at the head of this module without the learning rate."""
     rate = _decay_rate(config, group)
     decay = decay_to_init(rate) if config.decay_to_init else optax.add_decayed_weights(rate)
     return optax.chain(
         _direction(config, group.optimizer or config.name),
         decay if rate > 0 else optax.identity(),
-        optax.scale_by_learning_rate(lambda step: group.learning_rate_scale * schedule(step)),
+        optax.scale(-group.learning_rate_scale),
     )
 
 
-def _direction(config: OptimConfig, rule: OptimizerName) -> optax.GradientTransformation:
+def _direction(config: OptimConfig, rule: Rule) -> optax.GradientTransformation:
+    if not isinstance(rule, str):
+        made = rule()
+        if not isinstance(made, optax.GradientTransformation):
+            raise ValueError(
+                f"the function {rule!r} in optim must return an optax GradientTransformation; it "
+                f"returned {made!r}"
+            )
+        return made
     adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
     momentum = (
         optax.trace(config.momentum, nesterov=config.nesterov)
@@ -236,6 +277,11 @@ def _direction(config: OptimConfig, rule: OptimizerName) -> optax.GradientTransf
 
 def _decay_rate(config: OptimConfig, group: ParamGroup) -> float:
     return config.weight_decay if group.weight_decay is None else group.weight_decay
+
+
+def _check_name(where: str, value: object, known: tuple[str, ...]) -> None:
+    if not callable(value):
+        check_choice(where, value, known)  # type: ignore[arg-type]
 
 
 def _check(holds: bool, where: str, config: object, field: str, expected: str) -> None:

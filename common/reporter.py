@@ -147,10 +147,9 @@ class Reporter:
         count, self._counted = step - self._counted, step
         self._ledger.completed(steps=count, examples=count * experiment.batch_size)
         speed = self._ledger.rates()
-        flops = experiment.task.flops(experiment.batch_size)
-        if speed and flops is not None:
+        if speed:
             devices = list(self._setup.mesh.devices.flat)
-            speed |= utilization(flops, speed["steps_per_second"], devices)
+            speed |= utilization(self._setup.flops, speed["steps_per_second"], devices)
         speed["goodput"] = self._ledger.goodput()
         return speed | memory_in_use()
 

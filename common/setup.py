@@ -1,6 +1,7 @@
 """From a config to the parts of a run, checked but not yet computed."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +11,9 @@ from jax.sharding import Mesh
 from common.data import Data
 from common.evaluate import Evaluator, check_evaluators
 from common.experiment import Experiment
+from common.flops import training_flops
 from common.mesh import check_batch, make_mesh
-from common.optim import make_optimizer
+from common.optim import make_optimizer, make_schedule, trainable
 from common.start_from import take_parameters
 from common.state import TrainState, lay_out, make_init, place_params
 from common.step import abstract_metrics, make_train_step
@@ -31,6 +33,8 @@ class Setup:
     """The training data."""
     examples: int
     """Length of the first axis of a batch: where examples come in groups, their number."""
+    trainable: Any
+    """Which parameters train: a tree of bools."""
     abstract_state: TrainState
     """Shapes and shardings of the training state."""
     init_state: Callable[[], TrainState]
@@ -39,6 +43,17 @@ class Setup:
     """What is computed on the parameters at a cadence."""
     train_step: Any
     """Jitted `(state, batches) -> (state, metrics)`; it takes over the state's memory."""
+
+    @functools.cached_property
+    def flops(self) -> float:
+        """Model FLOPs of one optimizer step, see `common.flops`; the loss is traced once."""
+        return training_flops(
+            self.experiment.task,
+            self.experiment.step,
+            self.abstract_state.params,
+            self.data.spec(),
+            self.trainable,
+        )
 
 
 def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = None) -> Setup:
@@ -58,6 +73,7 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
     _check_evaluators(evaluators, experiment)
     params = jax.eval_shape(task.init, jax.random.key(experiment.seed))
     _check_parameters(task, params)
+    mask = trainable(experiment.optim, params)
     optimizer = make_optimizer(experiment.optim, params, steps=experiment.steps)
     data = task.data(batch_size=experiment.batch_size, seed=experiment.seed)
     spec = data.spec()
@@ -66,7 +82,8 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
     init = make_init(
         task,
         optimizer,
-        abstract_metrics(task, experiment.step, params, spec),
+        abstract_metrics(task, experiment.step, params, spec, mask),
+        mask,
         seed=experiment.seed,
         keep_ema=experiment.step.ema_decay is not None,
     )
@@ -89,12 +106,20 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
             take_parameters(params, experiment.start_from, experiment.start_from_parameters)
         )
 
-    step = make_train_step(task, optimizer, experiment.step, log_every=experiment.log.every)
+    step = make_train_step(
+        task,
+        optimizer,
+        make_schedule(experiment.optim, steps=experiment.steps),
+        experiment.step,
+        mask,
+        log_every=experiment.log.every,
+    )
     return Setup(
         experiment=experiment,
         mesh=mesh,
         data=data,
         examples=examples,
+        trainable=mask,
         abstract_state=abstract_state,
         init_state=init_state,
         evaluators=evaluators,

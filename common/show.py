@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from common.experiment import Experiment
 from common.perf import param_count
 from common.setup import prepare
-from common.tree import named_leaves
+from common.tree import named_leaves, split
 
 
 def bytes_per_device(tree: Any) -> int:
@@ -52,7 +52,8 @@ def describe(experiment: Experiment[Any]) -> str:
         return "  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip()
 
     count = param_count(state.params)
-    flops = experiment.task.flops(experiment.batch_size)
+    trained, _ = split(state.params, setup.trainable)
+    training = param_count(trained)
     lines = [
         f"mesh: {dict(setup.mesh.shape)} on {setup.mesh.devices.flat[0].platform}",
         *[
@@ -64,11 +65,10 @@ def describe(experiment: Experiment[Any]) -> str:
         line(header),
         *map(line, rows),
         "",
-        f"parameters: {count:,}",
+        f"parameters: {count:,} ({training:,} trained, {count - training:,} frozen)",
         f"memory per device: parameters {_size(bytes_per_device(state.params), 'B')}, "
         f"optimizer {_size(bytes_per_device(state.opt_state), 'B')}, "
         f"whole state {_size(bytes_per_device(state), 'B')}",
+        f"operations per step: {_size(setup.flops, 'FLOP')}",
     ]
-    if flops is not None:
-        lines.append(f"operations per step: {_size(flops, 'FLOP')}")
     return "\n".join(lines)

@@ -12,10 +12,10 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from common.mesh import like_parameters, parameter_shardings
-from common.metrics import Metrics
+from common.metrics import Metrics, widen
 from common.rng import stream
 from common.task import Params, ShardingRules, Task
-from common.tree import named_leaves
+from common.tree import join, named_leaves, split
 
 
 @jax.tree_util.register_dataclass
@@ -30,12 +30,12 @@ class Fault:
     loss: Array
     """Whether the loss was not finite, bool."""
     gradient: Array
-    """Whether the gradient of each parameter was not finite, bool (leaves,)."""
+    """Whether the gradient of each trained parameter was not finite, bool (leaves,)."""
 
     @classmethod
-    def none(cls, params: Params) -> "Fault":
+    def none(cls, trained: Params) -> "Fault":
         """Return that all was finite."""
-        leaves = len(jax.tree.leaves(params))
+        leaves = len(jax.tree.leaves(trained))
         return cls(
             step=jnp.full((), -1, jnp.int32),
             batch=jnp.full((), -1, jnp.int32),
@@ -52,11 +52,12 @@ class TrainState:
     step: Array
     """Optimizer steps taken, int32 scalar."""
     params: Params
-    """Trainable parameters."""
+    """All parameters, frozen ones included."""
     opt_state: Any
-    """State of the optax optimizer."""
+    """State of the optax optimizer, for the trained parameters."""
     ema: Params | None
-    """Exponential moving average of the parameters; None where none is kept."""
+    """Exponential moving average of the trained parameters, float32 at least: in bfloat16 it would
+    not move, as its steps are less than half of a last digit. None where none is kept."""
     rng: Array
     """Key data of the run's random key."""
     window: Metrics
@@ -68,14 +69,23 @@ class TrainState:
 
     @property
     def eval_params(self) -> Params:
-        """The parameters to evaluate: the averaged ones where they are kept."""
-        return self.params if self.ema is None else self.ema
+        """The parameters to evaluate: the averaged ones where they are kept.
+
+        All have the types of the parameters, so that evaluation, generation and export compute the
+        same, and in the same memory, with an average and without. It is rounded once, here.
+        """
+        if self.ema is None:
+            return self.params
+        trained = jax.tree.map(lambda mean: mean is not None, self.ema, is_leaf=lambda x: x is None)
+        params, frozen = split(self.params, trained)
+        return join(optax.tree.cast_like(self.ema, params), frozen)
 
 
 def make_init(
     task: Task,
     optimizer: optax.GradientTransformation,
     abstract_window: Metrics,
+    trainable: Any,
     *,
     seed: int,
     keep_ema: bool,
@@ -88,6 +98,7 @@ def make_init(
       task: the task.
       optimizer: the optimizer.
       abstract_window: shapes of the step's metrics.
+      trainable: which parameters train, see `common.optim.trainable`.
       seed: seed of parameters and random streams.
       keep_ema: whether the state holds averaged parameters.
     """
@@ -96,14 +107,15 @@ def make_init(
         key = jax.random.key(seed)
         if params is None:
             params = task.init(stream(key, "init"))
+        trained, _ = split(params, trainable)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            opt_state=optimizer.init(params),
-            ema=jax.tree.map(jnp.copy, params) if keep_ema else None,
+            opt_state=optimizer.init(trained),
+            ema=jax.tree.map(jnp.copy, widen(trained)) if keep_ema else None,
             rng=jax.random.key_data(key),
             window=jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), abstract_window),
-            fault=Fault.none(params),
+            fault=Fault.none(trained),
             passed_over=jnp.zeros((), jnp.int32),
         )
 
@@ -119,7 +131,7 @@ def lay_out(init: Callable[..., TrainState], rules: ShardingRules, mesh: Mesh) -
         jax.tree.map(lambda _: replicated, state),
         params=params,
         opt_state=like_parameters(state.opt_state, state.params, params, mesh),
-        ema=None if state.ema is None else params,
+        ema=like_parameters(state.ema, state.params, params, mesh),
     )
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -12,13 +12,18 @@ from jax import Array
 from common import metrics
 from common.choices import check_choice
 from common.metrics import Mean, Metrics
+from common.optim import Schedule
 from common.rng import Rngs
 from common.state import Fault, TrainState
 from common.task import Batch, Params, Task
+from common.tree import join, split
 
 Remat = Literal["none", "dots", "full"]
 Nonfinite = Literal["skip", "stop", "roll_back"]
 ComputeDtype = Literal["float32", "bfloat16", "float64"]
+STEP_METRICS = ("learning_rate", "param_norm", "grad_norm", "update_norm", "skipped")
+"""Metrics that are logged for every run, of the trained parameters; a task cannot take the names.
+Parameters are those before the update; norms are means over the steps that were not skipped."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,11 +40,12 @@ class StepConfig:
     remat: Remat = "none"
     """What the backward pass recomputes: nothing, all but matrix products, or everything."""
     nonfinite: Nonfinite = "skip"
-    """What a step does to the run whose loss or gradient is not finite. It never changes parameters
-    and optimizer, and is written to `nonfinite.jsonl` with its batch. Besides, the run stops, or
-    rolls back: to the newest checkpoint before, from which it goes on with the batches after."""
+    """What a step does to the run whose loss or gradient is not finite. It never changes
+    parameters, their average and optimizer (but the schedule goes on), and is written to
+    `nonfinite.jsonl` with its batch. Besides, the run stops, or rolls back: to the newest
+    checkpoint before, from which it goes on with the batches after."""
     ema_decay: float | None = None
-    """Decay per step of the averaged parameters; None keeps no average."""
+    """Decay per step of the averaged parameters, kept in float32; None keeps no average."""
 
     def __post_init__(self) -> None:
         for name in ("accumulate", "per_call"):
@@ -63,12 +69,14 @@ def make_loss(task: Task, config: StepConfig) -> Callable[[Params, Batch, Rngs],
 
     def loss(params: Params, batch: Batch, rngs: Rngs) -> Metrics:
         out = task.loss(jax.tree.map(cast, params), batch, rngs)
-        if not isinstance(out, dict) or not isinstance(out.get("loss"), Mean):
+        where = f"{type(task).__name__}.loss"
+        metrics.check(out, where, reserved=STEP_METRICS)
+        if not isinstance(out.get("loss"), Mean):
             raise TypeError(
-                f"{type(task).__name__}.loss must return a dict of metrics whose entry 'loss' is "
-                f"a common.Mean; got {out!r}"
+                f"{where} must return a dict of metrics whose entry 'loss' is a common.Mean; "
+                f"got {out!r}"
             )
-        return out
+        return metrics.widen(dict(out))
 
     if config.remat == "none":
         return loss
@@ -77,24 +85,70 @@ def make_loss(task: Task, config: StepConfig) -> Callable[[Params, Batch, Rngs],
     return jax.checkpoint(loss, policy=policy)
 
 
-def abstract_metrics(task: Task, config: StepConfig, params: Params, batch: Batch) -> Metrics:
+def make_gradient(
+    loss: Callable[[Params, Batch, Rngs], Metrics],
+) -> Callable[[Params, Params, Batch, Rngs], tuple[Params, Metrics]]:
+    """Return the gradient of the summed loss, and the metrics, as a function.
+
+    It takes the trained and the frozen parameters, batch and random streams; the gradient is that
+    of the trained ones, so that the frozen ones have no backward pass.
+    """
+
+    def total(trained: Params, frozen: Params, batch: Batch, rngs: Rngs) -> tuple[Array, Metrics]:
+        out = loss(join(trained, frozen), batch, rngs)
+        return out["loss"].total, out
+
+    return jax.grad(total, has_aux=True)
+
+
+def abstract_metrics(
+    task: Task, config: StepConfig, params: Params, batch: Batch, trainable: Any
+) -> Metrics:
     """Return the shapes of the training step's metrics for one batch, without compute."""
 
     def one(params: Params, batch: Batch) -> Metrics:
         rngs = Rngs(jax.random.key(0), jnp.zeros((), jnp.int32))
-        return _with_step_metrics(
-            make_loss(task, config)(params, batch, rngs), jnp.zeros(()), jnp.zeros((), bool)
-        )
+        sums = make_loss(task, config)(params, batch, rngs)
+        trained, _ = split(params, trainable)
+        rate, finite = jnp.zeros(()), jnp.ones((), bool)
+        return _step_metrics(task, sums, trained, trained, trained, norm(trained), rate, finite)
 
     return jax.eval_shape(one, params, batch)
 
 
-def _with_step_metrics(sums: Metrics, grad_norm: Array, skipped: Array) -> Metrics:
+def norm(tree: Any) -> Array:
+    """Return the Euclidean norm over all leaves, summed in float32 at least; float32."""
+    return optax.tree.norm(metrics.widen(tree)).astype(jnp.float32)
+
+
+def _step_metrics(
+    task: Task,
+    sums: Metrics,
+    trained: Params,
+    grads: Params,
+    updates: Params,
+    grad_norm: Array,
+    learning_rate: Array,
+    finite: Array,
+) -> Metrics:
+    """Add what is logged for every run, and the task's own metrics, to those of the loss.
+
+    A step that is not finite counts as skipped only: one NaN would hide the rest of the window.
+    """
+    found = task.step_metrics(trained, grads, updates)
+    where = f"{type(task).__name__}.step_metrics"
+    metrics.check(found, where, reserved=(*STEP_METRICS, *sums))
     one = jnp.ones((), jnp.float32)
-    return {
+    norms = {"grad_norm": grad_norm, "param_norm": norm(trained), "update_norm": norm(updates)}
+    taken = {
         **sums,
-        "grad_norm": Mean(grad_norm.astype(jnp.float32), one),
-        "skipped": Mean(skipped.astype(jnp.float32), one),
+        **metrics.widen(dict(found)),
+        **{name: Mean(value, one) for name, value in norms.items()},
+    }
+    return {
+        **jax.tree.map(lambda m: jnp.where(finite, m, jnp.zeros_like(m)), taken),
+        "learning_rate": Mean(jnp.asarray(learning_rate, jnp.float32), one),
+        "skipped": Mean((~finite).astype(jnp.float32), one),
     }
 
 
@@ -108,7 +162,9 @@ def _split(batch: Batch, parts: int) -> Batch:
 def make_train_step(
     task: Task,
     optimizer: optax.GradientTransformation,
+    schedule: Schedule,
     config: StepConfig,
+    trainable: Any,
     *,
     log_every: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -116,8 +172,10 @@ def make_train_step(
 
     Args:
       task: the task.
-      optimizer: the optimizer.
+      optimizer: the optimizer of the trained parameters, see `common.optim.make_optimizer`.
+      schedule: its learning rate as a function of the step, to be logged.
       config: how a step is computed.
+      trainable: which parameters train, see `common.optim.trainable`.
       log_every: cadence in steps at which the sums of the metrics start anew.
 
     Returns:
@@ -125,77 +183,84 @@ def make_train_step(
       returns the new state and the metrics of the current logging window. Jit it, and donate the
       state.
     """
-    loss = make_loss(task, config)
+    grad = make_gradient(make_loss(task, config))
 
-    def total_loss(params: Params, batch: Batch, rngs: Rngs) -> tuple[Array, Metrics]:
-        out = loss(params, batch, rngs)
-        return out["loss"].total, out
-
-    def sums(params: Params, batch: Batch, key: Array, step: Array) -> tuple[Any, Metrics]:
+    def sums(
+        trained: Params, frozen: Params, batch: Batch, key: Array, step: Array
+    ) -> tuple[Any, Metrics]:
         """Gradient of the summed loss, and the metrics, over all microbatches."""
-        grad = jax.grad(total_loss, has_aux=True)
         if config.accumulate == 1:
-            return grad(params, batch, Rngs(key, step))
+            with jax.named_scope("gradient"):
+                return grad(trained, frozen, batch, Rngs(key, step))
 
         def add(carry: Any, item: Any) -> tuple[Any, None]:
             index, part = item
-            return metrics.merge(carry, grad(params, part, Rngs(key, step, index))), None
+            with jax.named_scope("gradient"):
+                found: Any = grad(trained, frozen, part, Rngs(key, step, index))
+            with jax.named_scope("accumulate"):
+                return metrics.merge(carry, found), None
 
         parts = _split(batch, config.accumulate)
         indices = jnp.arange(config.accumulate, dtype=jnp.int32)
         first = jax.tree.map(lambda x: x[0], parts)
         zero = jax.tree.map(
             lambda s: jnp.zeros(s.shape, s.dtype),
-            jax.eval_shape(grad, params, first, Rngs(key, step)),
+            jax.eval_shape(
+                lambda *args: metrics.widen(grad(*args)), trained, frozen, first, Rngs(key, step)
+            ),
         )
         return jax.lax.scan(add, zero, (indices, parts))[0]
 
     def one_step(state: TrainState, batch: Batch) -> tuple[TrainState, None]:
         key = jax.random.wrap_key_data(state.rng)
-        grads, new = sums(state.params, batch, key, state.step)
+        trained, frozen = split(state.params, trainable)
+        grads, new = sums(trained, frozen, batch, key, state.step)
         weight = new["loss"].weight
         # A batch of weight zero (all padding) has a zero gradient, not an undefined one.
         scale = jnp.where(weight > 0, 1 / jnp.where(weight > 0, weight, 1), 0)
-        grads = jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
-        grad_norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if config.ema_decay is not None:
-            decay = config.ema_decay
-            ema = jax.tree.map(
-                lambda a, p: (decay * a + (1 - decay) * p).astype(a.dtype), ema, params
-            )
+        grads = jax.tree.map(lambda g, p: (g * scale).astype(p.dtype), grads, trained)
+        grad_norm = norm(grads)
         loss_finite = jnp.isfinite(new["loss"].total)
         finite = jnp.isfinite(grad_norm) & loss_finite
-        params, opt_state, ema = jax.tree.map(
-            lambda new_leaf, old: jnp.where(finite, new_leaf, old),
-            (params, opt_state, ema),
-            (state.params, state.opt_state, state.ema),
-        )
-        # A skipped step counts as skipped only: one NaN would hide the rest of the window.
-        grad_norm = jnp.where(finite, grad_norm, 0)
-        new = jax.tree.map(lambda m: jnp.where(finite, m, jnp.zeros_like(m)), new)
-        window, fault = jax.tree.map(
-            lambda old, start: jnp.where(state.step % log_every == 0, start, old),
-            (state.window, state.fault),
-            (jax.tree.map(jnp.zeros_like, state.window), Fault.none(params)),
-        )
-        window = metrics.merge(window, _with_step_metrics(new, grad_norm, ~finite))
-        # Under a condition, so that no gradient is searched as long as all is well.
-        fault = jax.lax.cond(
-            ~finite & (fault.step < 0),
-            lambda: Fault(
-                step=state.step,
-                batch=state.step + state.passed_over,
-                loss=~loss_finite,
-                gradient=jnp.stack([~jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]),
-            ),
-            lambda: fault,
-        )
+
+        def keep_finite(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+            params = keep_finite(optax.apply_updates(trained, updates), trained)
+            # The schedule counts the steps that were skipped, too, so that it ends with the run.
+            opt_state = (*keep_finite(opt_state[:-1], state.opt_state[:-1]), opt_state[-1])
+        ema = state.ema
+        if config.ema_decay is not None:
+            with jax.named_scope("ema"):
+                wide = optax.tree.cast_like(params, ema)
+                averaged = optax.incremental_update(wide, ema, 1 - config.ema_decay)
+                ema = keep_finite(averaged, ema)
+        with jax.named_scope("metrics"):
+            found = _step_metrics(
+                task, new, trained, grads, updates, grad_norm, schedule(state.step), finite
+            )
+            window, fault = jax.tree.map(
+                lambda old, start: jnp.where(state.step % log_every == 0, start, old),
+                (state.window, state.fault),
+                (jax.tree.map(jnp.zeros_like, state.window), Fault.none(trained)),
+            )
+            window = metrics.merge(window, found)
+            # Under a condition, so that no gradient is searched as long as all is well.
+            fault = jax.lax.cond(
+                ~finite & (fault.step < 0),
+                lambda: Fault(
+                    step=state.step,
+                    batch=state.step + state.passed_over,
+                    loss=~loss_finite,
+                    gradient=jnp.stack([~jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]),
+                ),
+                lambda: fault,
+            )
         return TrainState(
             step=state.step + 1,
-            params=params,
+            params=join(params, frozen),
             opt_state=opt_state,
             ema=ema,
             rng=state.rng,

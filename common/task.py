@@ -12,7 +12,7 @@ from common.metrics import Metrics
 from common.rng import Rngs
 
 Params = Any
-"""Pytree of arrays: the trainable parameters."""
+"""Pytree of arrays: the parameters."""
 Batch = Any
 """Pytree of arrays with the examples along the first axis."""
 ShardingRules = Sequence[tuple[str, tuple[str | None, ...]]]
@@ -56,6 +56,19 @@ class Task(abc.ABC):
         """Say how parameters are laid out over the mesh; by default every device holds all."""
         return ((".*", ()),)
 
-    def flops(self, batch_size: int) -> float | None:  # noqa: ARG002
-        """Return the floating-point operations of one training step, if they are known."""
-        return None
+    def step_metrics(
+        self,
+        params: Params,  # noqa: ARG002
+        grads: Params,  # noqa: ARG002
+        updates: Params,  # noqa: ARG002
+    ) -> Metrics:
+        """Return metrics of an optimizer step that see its gradient and updates; none by default.
+
+        They are logged beside those of the loss, and merged over steps as those are.
+
+        Args:
+          params: the trained parameters before the update; None is in the place of frozen ones.
+          grads: the gradient of the mean loss, likewise.
+          updates: what is added to the parameters, likewise.
+        """
+        return {}

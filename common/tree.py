@@ -19,6 +19,22 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
+def split(tree: Any, mask: Any) -> tuple[Any, Any]:
+    """Split a tree into the leaves where `mask` is true and the others; None is in a gap's place.
+
+    JAX and optax take None for an empty tree, so that each part can be mapped, differentiated and
+    optimised without the other.
+    """
+    chosen = jax.tree.map(lambda leaf, keep: leaf if keep else None, tree, mask)
+    others = jax.tree.map(lambda leaf, keep: None if keep else leaf, tree, mask)
+    return chosen, others
+
+
+def join(a: Any, b: Any) -> Any:
+    """Put the two parts of `split` together again."""
+    return jax.tree.map(lambda x, y: y if x is None else x, a, b, is_leaf=lambda x: x is None)
+
+
 def match_rules(rules: Sequence[tuple[str, Value]], tree: Any, *, what: str) -> Any:
     """Give every leaf of `tree` the value of the first rule whose pattern matches its whole name.
 

@@ -93,30 +93,6 @@ class T5Config:
         ]
         return rules if self.tied else [*rules, ("lm_head/table", table)]
 
-    def flops(self, *, batch: int, inputs: int, targets: int) -> float:
-        """Return the floating-point operations of one training step on a full batch.
-
-        Counted are the matrix products, 2mkn each, once forward and twice backward; recomputation
-        is none.
-
-        Args:
-          batch: rows.
-          inputs: encoder positions of a row.
-          targets: decoder positions of a row.
-        """
-        inner = self.heads * self.d_kv
-        wide = (3 if self.feed_forward == "gated-gelu" else 2) * self.d_model * self.d_ff
-        square = self.d_model * inner
-        encoder = inputs * (4 * square + wide) + 2 * inner * inputs**2
-        decoder = (
-            targets * (6 * square + wide)
-            + inputs * 2 * square
-            + 2 * inner * (targets**2 + targets * inputs)
-        )
-        output = targets * self.d_model * self.vocab_rows
-        forward = self.encoder_layers * encoder + self.decoder_layers * decoder + output
-        return 3 * 2.0 * batch * forward
-
 
 def _sizes(d_model: int, d_ff: int, layers: int, heads: int, d_kv: int = 64) -> dict[str, Any]:
     return {

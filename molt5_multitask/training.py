@@ -189,12 +189,6 @@ class MultitaskT5(Task):
         """Lay the parameters out over `fsdp` and `tensor`."""
         return self.model.sharding_rules()
 
-    def flops(self, batch_size: int) -> float:
-        """Return the operations of a step, padding included."""
-        return self.model.flops(
-            batch=batch_size, inputs=self.input_length, targets=self.target_length
-        )
-
 
 class _TrainingData(Data):
     def __init__(self, task: MultitaskT5, *, batch_size: int, seed: int) -> None:

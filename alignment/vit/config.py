@@ -108,22 +108,6 @@ class ViTConfig:
             rules.append(("projection/kernel", ("fsdp", "tensor")))
         return [*rules, ("patch/kernel", (None, None, None, "fsdp")), (".*", ())]
 
-    def flops(self, *, images: int) -> float:
-        """Return the floating-point operations of one training step on `images` images.
-
-        Counted are the matrix products, 2mkn each, once forward and twice backward; recomputation
-        is none.
-        """
-        d, patches = self.width, self.grid**2
-        tokens = patches + self.prefix
-        block = tokens * (4 * d * d + 2 * d * self.mlp) + 2 * tokens**2 * d
-        forward = patches * 3 * self.patch**2 * d + self.layers * block
-        if self.pool == "map":
-            forward += 2 * d * d * (1 + tokens) + 2 * tokens * d + 2 * d * self.mlp
-        if self.projection is not None:
-            forward += d * self.projection
-        return 3 * 2.0 * images * forward
-
 
 def _sizes(width: int, mlp: int, layers: int, heads: int) -> dict[str, Any]:
     return {"width": width, "mlp": mlp, "layers": layers, "heads": heads}

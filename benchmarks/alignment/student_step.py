@@ -123,7 +123,7 @@ class Ours:
             ),
         )
         self.images = groups * images
-        setup = prepare(
+        setup = self.setup = prepare(
             Experiment(
                 task=task,
                 steps=100_000,
@@ -260,7 +260,7 @@ def measure(arguments: Arguments) -> dict[str, Any]:
     batch = make_batch(arguments.triplets, 1, 3, model.image_size)
     ours = Ours(model, batch)
     found["compile seconds"] = ours.compile_seconds
-    found["flops"] = model.flops(images=images)
+    found["flops"] = ours.setup.flops
     found["images"] = images
     if arguments.torch:
         peer = Apart(functools.partial(Torch, model, ours.start, batch))

@@ -30,6 +30,7 @@ from alignment.images.preprocess import named
 from alignment.vit.hf_format import render_config
 from alignment.vit.model import bind, init, preset
 from alignment.vit.pretrained import save_pretrained
+from common.flops import count_flops
 from common.report import provenance, table
 
 try:
@@ -106,7 +107,7 @@ def measure(name: str, arguments: Arguments) -> dict[str, float | str]:
         "model": name,
         **{setting: statistics.median(values) for setting, values in times.items()},
         "difference": float(np.abs(found - expected).max() / np.abs(expected).max()),
-        "flops": config.flops(images=arguments.images) / 3,
+        "flops": count_flops(ours, params, images),
     }
 
 

@@ -46,7 +46,7 @@ def measure(devices: int, fsdp: int) -> dict[str, Any]:
     experiment = cli.resolve(pathlib.Path(CONFIG), overrides.split())
     found = compile_step(experiment, find_devices(f"cpu:{devices}"))
     kinds = sorted({c.kind for c in found.collectives})
-    flops = experiment.task.flops(1)
+    flops = found.setup.flops / experiment.batch_size
     return {
         "devices": devices,
         "fsdp": fsdp,

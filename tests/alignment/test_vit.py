@@ -11,6 +11,7 @@ import pytest
 
 from alignment.vit.model import ViTConfig, bind, init, preset
 from alignment.vit.positions import cubic_weights, resample, resize_model
+from common.flops import count_flops
 from common.mesh import BATCH_AXES, MeshConfig, make_mesh, parameter_shardings
 from common.perf import param_count
 from common.tree import named_leaves
@@ -178,9 +179,15 @@ def test_flops_are_those_of_the_compiled_products():
         return jnp.sum(bind(config, params)(images))
 
     analysis = jax.jit(jax.grad(loss)).lower(params, images).compile().cost_analysis()
+    counted = count_flops(jax.grad(loss), params, images)
+    assert 1 < analysis["flops"] / counted < 1.05
+    d, mlp, patches = 256, 1024, 64
+    block = patches * (4 * d * d + 2 * d * mlp) + 2 * patches**2 * d
+    pool = 2 * d * d * (1 + patches) + 2 * patches * d + 2 * d * mlp
+    patch = patches * 3 * 4**2 * d
+    forward = patch + config.layers * block + pool
     # The pixels need no gradient: the patches' map costs two thirds.
-    expected = config.flops(images=8) - 2 * 8 * 64 * 3 * 16 * 256
-    assert 1 < analysis["flops"] / expected < 1.05
+    assert counted == pytest.approx(2 * 8 * (3 * forward - patch), rel=0.01)
 
 
 @pytest.mark.parametrize(

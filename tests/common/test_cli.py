@@ -182,9 +182,22 @@ def test_show_prints_shapes_and_shardings_without_training(path, capsys):
     out = capsys.readouterr().out
     assert "in/kernel" in out
     assert "(8, 16)" in out
-    assert "parameters: 145" in out
+    assert "parameters: 145 (145 trained, 0 frozen)" in out
     assert "'fsdp': 2" in out
     assert not (path.parent / "run").exists()
+
+
+def test_a_function_in_a_config_file_gives_way_to_a_name(path, capsys):
+    text = path.read_text().replace("experiment()", "experiment(optim=OPTIM)")
+    head = "import optax\nfrom common import OptimConfig\n"
+    head += "OPTIM = OptimConfig(name=optax.scale_by_lion, schedule=lambda step: 1.0)\n"
+    path.write_text(head + text)
+    assert callable(cli.resolve(path, []).optim.schedule)
+    changed = cli.resolve(path, ["--optim.schedule", "linear", "--optim.name", "sgd"]).optim
+    assert (changed.schedule, changed.name) == ("linear", "sgd")
+    with pytest.raises(SystemExit):
+        cli.resolve(path, ["--optim.schedule", "liner"])
+    assert "'warmup_stable_decay'" in capsys.readouterr().err
 
 
 def test_sweep_runs_the_grid_and_tabulates(path, capsys):

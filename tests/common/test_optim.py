@@ -10,9 +10,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from common.optim import OptimConfig, ParamGroup, make_optimizer, make_schedule
+from common.optim import OptimConfig, ParamGroup, make_optimizer, make_schedule, trainable
 from common.transforms import orthogonalized
-from common.tree import named_leaves
+from common.tree import named_leaves, split
 
 RULES = ("adamw", "adam", "sgd", "adafactor", "muon")
 
@@ -266,11 +266,11 @@ def test_frozen_parameters(name):
     params = make_params()
     optimizer = optimizer_of(config, params)
     gradients = make_grads(params)
-    huge = gradients | {"layers": [jax.tree.map(lambda g: g + jnp.nan, gradients["layers"][0])]}
-    huge["layers"] += gradients["layers"][1:]
-    updates, state = optimizer.update(huge, optimizer.init(params), params)
-    for leaf in jax.tree.leaves(updates["layers"][0]):
-        np.testing.assert_array_equal(leaf, np.zeros(leaf.shape))
+    trained, trained_gradients = (
+        split(tree, trainable(config, params))[0] for tree in (params, gradients)
+    )
+    updates, state = optimizer.update(trained_gradients, optimizer.init(trained), trained)
+    assert jax.tree.leaves(updates["layers"][0]) == []
     assert not any("layers/0" in leaf_name for leaf_name, _ in named_leaves(state))
     # The rest moves as if the frozen parameters were not there, the clipping included.
     rest = {"layers": [params["layers"][1]], "stack": params["stack"]}
@@ -331,7 +331,8 @@ def test_abstract_parameters_suffice():
     for name in RULES:
         config = constant(name, groups=groups)
         optimizer = optimizer_of(config, jax.eval_shape(make_params))
-        assert_close(run(optimizer, params)[0], run(optimizer_of(config, params), params)[0])
+        trained, _ = split(params, trainable(config, params))
+        assert_close(run(optimizer, trained)[0], run(optimizer_of(config, params), trained)[0])
 
 
 # --- schedules ------------------------------------------------------------------------------------
@@ -348,17 +349,64 @@ def test_constant_schedule_with_warm_up():
 def test_cosine_schedule_golden_values():
     # Landmarks of the alignment run: specs, alignment 5.4.
     config = OptimConfig(schedule="cosine", learning_rate=3e-5, warmup_steps=5000)
-    schedule = make_schedule(config, steps=100_000)
+    schedule = make_schedule(config, steps=100_001)
     found = [schedule(t) for t in (0, 2500, 5000, 52_500, 100_000, 200_000)]
     np.testing.assert_allclose(found, [0, 1.5e-5, 3e-5, 1.5e-5, 0, 0], rtol=1e-6, atol=1e-12)
 
 
 def test_cosine_schedule_equals_optax():
     config = OptimConfig(learning_rate=2.0, warmup_steps=3, final_fraction=0.1)
-    schedule = make_schedule(config, steps=20)
+    schedule = make_schedule(config, steps=21)
     reference = optax.warmup_cosine_decay_schedule(0.0, 2.0, 3, 20, end_value=0.2)
     for t in range(25):
         np.testing.assert_allclose(schedule(t), reference(t), rtol=1e-5)
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+@pytest.mark.parametrize("name", ["linear", "cosine", "warmup_stable_decay"])
+def test_the_last_update_of_a_run_has_the_final_fraction(name, warmup):
+    config = OptimConfig(schedule=name, learning_rate=2.0, warmup_steps=warmup, final_fraction=0.1)
+    schedule = make_schedule(config, steps=20)
+    values = [float(schedule(t)) for t in range(20)]
+    assert values[warmup] == pytest.approx(2.0)
+    assert values[19] == pytest.approx(0.2)
+    assert values[18] > 0.2001
+    stable = [t for t in range(20) if values[t] == pytest.approx(2.0)]
+    # A fifth of 20 steps: the last four are lower, each by as much.
+    assert stable == (list(range(warmup, 16)) if name == "warmup_stable_decay" else [warmup])
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "warmup_stable_decay"])
+def test_a_run_without_a_step_to_decay_over_has_the_peak(name):
+    config = OptimConfig(schedule=name, learning_rate=2.0, warmup_steps=2)
+    assert float(make_schedule(config, steps=3)(2)) == 2.0
+
+
+def halving(step):
+    return 0.5 ** (step // 2)
+
+
+def test_a_function_of_the_step_is_the_factor_on_the_peak():
+    config = OptimConfig(name="sgd", momentum=0.0, learning_rate=4.0, schedule=halving)
+    params = {"w": jnp.zeros(1)}
+    optimizer = optimizer_of(config, params)
+    state = optimizer.init(params)
+    for expected in (4.0, 4.0, 2.0, 2.0, 1.0):
+        updates, state = jax.jit(optimizer.update)({"w": jnp.ones(1)}, state, params)
+        np.testing.assert_allclose(updates["w"], [-expected], rtol=1e-6)
+
+
+def test_a_function_that_returns_a_transformation_is_the_direction():
+    params = make_params()
+    config = constant(optax.scale_by_lion, weight_decay=0.1)
+    lion = optax.lion(0.1, weight_decay=0.1)
+    assert_close(run(optimizer_of(config, params), params)[0], run(lion, params)[0])
+    groups = (ParamGroup(pattern=".*bias", optimizer=optax.scale_by_lion), ParamGroup(pattern=".*"))
+    mixed, _ = run(optimizer_of(constant("adam", groups=groups), params), params)
+    alone, _ = run(optimizer_of(constant(optax.scale_by_lion), params), params)
+    np.testing.assert_allclose(mixed["layers"][0]["bias"], alone["layers"][0]["bias"], rtol=1e-6)
+    with pytest.raises(ValueError, match="must return an optax GradientTransformation"):
+        optimizer_of(constant(dict), params)
 
 
 @pytest.mark.parametrize(
@@ -391,6 +439,9 @@ def test_optimizer_follows_the_schedule_from_step_0():
         ({"name": "adafacter"}, r"'adafacter' is unknown; did you mean 'adafactor'\?"),
         ({"name": "x"}, "use one of adamw, adam, sgd, adafactor, muon"),
         ({"schedule": "cosin"}, r"did you mean 'cosine'\?"),
+        ({"schedule": 3}, "optim.schedule = 3 is unknown"),
+        ({"schedule": halving, "warmup_steps": 3}, "must be 0 where optim.schedule is a function"),
+        ({"decay_fraction": 0.0}, r"optim.decay_fraction = 0.0 must be in \(0, 1\]"),
         ({"learning_rate": -1e-3}, r"optim.learning_rate = -0.001 must be positive"),
         ({"learning_rate": math.nan}, "must be positive"),
         ({"warmup_steps": -1}, "optim.warmup_steps = -1 must be at least 0"),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common.flops import count_flops
 from common.mesh import BATCH_AXES, MeshConfig, make_mesh, parameter_shardings
 from common.perf import param_count
 from common.rng import Rngs
@@ -307,23 +308,16 @@ def test_flops_count_the_matrix_products(name):
     def loss(params):
         return sequence_loss(bind(config, params), rows, LossConfig(chunk=None)).total
 
-    counted = 0
-
-    def count(jaxpr):
-        nonlocal counted
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "dot_general":
-                (contracting, _), _ = equation.params["dimension_numbers"]
-                k = math.prod(equation.invars[0].aval.shape[i] for i in contracting)
-                counted += 2 * k * math.prod(equation.outvars[0].aval.shape)
-            for inner in jax.tree.leaves(list(equation.params.values())):
-                if hasattr(inner, "eqns"):
-                    count(inner)
-                elif hasattr(inner, "jaxpr"):
-                    count(inner.jaxpr)
-
-    count(jax.make_jaxpr(jax.grad(loss))(abstract(config)).jaxpr)
-    assert config.flops(batch=2, inputs=10, targets=6) == counted
+    inner, inputs, targets = config.heads * config.d_kv, 10, 6
+    square = config.d_model * inner
+    wide = (3 if config.feed_forward == "gated-gelu" else 2) * config.d_model * config.d_ff
+    encoder = inputs * (4 * square + wide) + 2 * inner * inputs**2
+    decoder = targets * (6 * square + wide) + inputs * 2 * square
+    decoder += 2 * inner * (targets**2 + targets * inputs)
+    output = targets * config.d_model * config.vocab_rows
+    forward = config.encoder_layers * encoder + config.decoder_layers * decoder + output
+    # Two rows, a product once forward and twice backward.
+    assert count_flops(jax.grad(loss), abstract(config)) == 2 * 2 * 3 * forward
 
 
 @pytest.mark.parametrize(
