@@ -126,19 +126,38 @@ def _one_line_errors(run: Callable[..., Any]) -> Iterator[None]:
     The status is 2 for what no restart mends, a setting or input that does not fit (ValueError),
     and 1 for the rest.
     """
+    _open_standard_streams()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)
     enable_compile_cache()
     try:
         yield
     except Preempted as stopped:
-        print(stopped, file=sys.stderr)
+        _say(str(stopped))
         raise
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         if not _is_own_check(error, run):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         sys.exit(2 if isinstance(error, ValueError) else 1)
+
+
+def _say(text: str) -> None:
+    """Write to standard error, unless it is closed or nobody reads it: the status says it, too."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _open_standard_streams() -> None:
+    """Open those that were closed at the start: else a log would be number 2, and C++ write to it.
+
+    A file gets the lowest number that is free.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _is_own_check(error: BaseException, run: Callable[..., Any]) -> bool:

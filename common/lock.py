@@ -92,22 +92,25 @@ class WorkdirLock:
                 )
 
     def _create(self) -> bool:
-        """Write the lock if there is none; on a disk, one of several processes can."""
+        """Write the lock if there is none; where files can be linked, one of several starts can."""
         content = json.dumps(self._own | {"beat": 0}).encode()
         with explained(self._path):
-            if is_remote(self._path):
-                if self._path.exists():
+            if not is_remote(self._path):
+                draft = pathlib.Path(f"{self._path}.{self._own['token']}")
+                draft.write_bytes(content)
+                try:
+                    os.link(draft, self._path)  # appears with its content, or not at all
+                    return True
+                except FileExistsError:
                     return False
-                self._path.write_bytes(content)
-                return True
-            draft = pathlib.Path(f"{self._path}.{self._own['token']}")
-            draft.write_bytes(content)
-            try:
-                os.link(draft, self._path)  # appears with its content, or not at all
-            except FileExistsError:
+                except OSError:  # as on a bucket that is mounted as a folder
+                    pass
+                finally:
+                    draft.unlink()
+            if self._path.exists():
                 return False
-            finally:
-                draft.unlink()
+            # Of two that come here at once the second has the lock; `check` tells the first.
+            replace(self._path, content)
             return True
 
     def _read(self) -> dict[str, Any] | None:

@@ -194,16 +194,17 @@ def _train(experiment: Experiment[Any], description: str, fault: faults.RollBack
         distributed.barrier("first step")  # names a process that is late
         while True:
             watchdog.alive()
-            # 1. Save: before anything that may fail, so that it costs no step that was taken.
+            # 1. Stop, if asked to, without what else is due here: the run that resumes does it.
             if stop.due():
                 end()
+            # 2. Save: before what may fail, so that this costs no step that was taken.
             due = [e for e in setup.evaluators if _is_due(e, step, steps)]
             if step == start:  # what a run that ended here has logged, is done
                 due = [e for e in due if not past.has_logged(e.name)]
             clock = step % log_every == 0
             if due or step == steps or (checkpoints and checkpoints.due(step, look_at_clock=clock)):
                 save()
-            # 2. Evaluate what is due.
+            # 3. Evaluate what is due.
             for evaluator in due:
                 evaluate(evaluator)
             if due and stop.due():  # asked for during a long evaluation
@@ -211,15 +212,15 @@ def _train(experiment: Experiment[Any], description: str, fault: faults.RollBack
             if step == steps:
                 report.flush()
                 break
-            # 3. Fetch; a signal in the wait for data ends the run at this boundary.
+            # 4. Fetch; a signal in the wait for data ends the run at this boundary.
             profiler.before_step(step, state)
             with ledger("init" if step == start else "data"):
                 batch = next(batches)
-            # 4. Step.
+            # 5. Step.
             with ledger("compile" if step == start else "step"):
                 state, window = setup.train_step(state, batch)
                 await_simulated(window, mesh)
-            # 5. Only now, with this call under way, are the metrics of an earlier one fetched.
+            # 6. Only now, with this call under way, are the metrics of an earlier one fetched.
             report.flush()
             step += per_call
             if step % log_every == 0 or step == steps:

@@ -77,9 +77,10 @@ def _prefetch(
 
     def wait() -> object:
         while True:
-            with contextlib.suppress(queue.Empty):
+            try:
                 return ready.get(timeout=POLL_SECONDS)
-            while_waiting()
+            except queue.Empty:
+                while_waiting()
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()

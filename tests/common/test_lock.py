@@ -104,6 +104,18 @@ def test_of_many_starts_one_gets_the_lock(tmp_path):
     got[0].__exit__(None, None, None)
 
 
+def test_a_folder_whose_files_cannot_be_linked(tmp_path, monkeypatch):
+    def link(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with WorkdirLock(tmp_path) as own:
+        with pytest.raises(RuntimeError, match="another run writes to"):
+            WorkdirLock(tmp_path).__enter__()
+        own.check()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_in_a_bucket(bucket):
     with WorkdirLock(RUN):
         with pytest.raises(RuntimeError, match="another run writes to gs://bucket/runs/a"):

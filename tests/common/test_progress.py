@@ -2,6 +2,11 @@
 
 import contextlib
 import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -110,3 +115,29 @@ def test_the_first_line():
     stream = io.StringIO()
     run(stream, heading="8 x cpu", description="iteration 2", interval=1000)
     assert stream.getvalue().startswith("iteration 2: 8 x cpu\niteration 2: step 100/100")
+
+
+CLOSED = """
+import os, sys
+sys.argv[1] == "closed" and os.close(2)
+from common import LogConfig, cli, train
+cli.main(train, sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("fate", ["closed", "no reader"])
+def test_a_command_goes_on_without_standard_error(fate, tmp_path):
+    root = pathlib.Path(__file__).parents[2]
+    config = tmp_path / "toy.py"
+    config.write_text(
+        "from common import LogConfig\n"
+        "from tests.common.toy import experiment\n"
+        "config = lambda: experiment(log=LogConfig(every=2, tensorboard=False))\n"
+    )
+    command = [sys.executable, "-c", CLOSED, fate, str(config), "--workdir", str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE) as process:
+        process.stderr.close()
+    assert process.returncode == 0
+    log = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(log[-1])["step"] == 12

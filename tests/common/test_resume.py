@@ -34,6 +34,7 @@ from common.data import ArrayData
 from common.data.arrays import WHOLE
 from common.mesh import make_mesh
 from common.perf import Ledger
+from common.setup import prepare
 from common.state import TrainState
 from common.writers import JsonlWriter
 from tests.common.toy import Toy, experiment
@@ -321,6 +322,17 @@ def test_no_run_starts_anew_over_unreadable_checkpoints(tmp_path):
     lose_arrays(tmp_path / "checkpoints")
     with pytest.raises(RuntimeError, match=r"none of the checkpoints .* can be read"):
         train(experiment(workdir=str(tmp_path)))
+
+
+def test_who_only_reads_leaves_the_save_of_another_process_alone(tmp_path):
+    train(experiment(steps=4, workdir=str(tmp_path)))
+    under_way = tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp"
+    under_way.mkdir()
+    with Checkpoints(tmp_path, CheckpointConfig(), read_only=True) as checkpoints:
+        assert checkpoints.restore(prepare(experiment(steps=4)).abstract_state) is not None
+    assert under_way.exists()
+    with Checkpoints(tmp_path, CheckpointConfig()):
+        assert not under_way.exists()
 
 
 def test_another_config_is_refused_with_its_diff(tmp_path):

@@ -113,6 +113,44 @@ def test_one_signal_stops_all_at_the_same_step(phase, pair, tmp_path):
     assert_same(pair, folder)
 
 
+TWO_RUNS = """
+import os, signal, sys, time
+import jax
+from common import MetricsEvaluator, distributed, train
+from common.data import ArrayData
+from common.data.arrays import WHOLE
+from tests.common.toy import Toy, experiment
+
+evaluate, batch = MetricsEvaluator.__call__, ArrayData.batch
+
+def signalling(*args):
+    if jax.process_index() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return evaluate(*args)
+
+def slow(self, step, part=WHOLE):
+    time.sleep(0.2)
+    return batch(self, step, part)
+
+with distributed.joined():
+    MetricsEvaluator.__call__ = signalling
+    train(experiment(Toy(eval_every=12), workdir=sys.argv[1] + "/first"))
+    MetricsEvaluator.__call__, ArrayData.batch = evaluate, slow
+    train(experiment(Toy(eval_every=100), steps=100, workdir=sys.argv[1] + "/second"))
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_that_is_too_late_for_a_run_stops_the_next(tmp_path):
+    """JAX looks for the signal once a second: the first run may have ended by then."""
+    ends = launch.run(["-c", TWO_RUNS, tmp_path], tmp_path)
+    assert [end.status for end in ends] == [143, 143], "\n".join(end.output for end in ends)
+    assert saved_steps(tmp_path / "first")[-1] == 12
+    second = tmp_path / "second"
+    if (second / "checkpoints").exists():
+        assert saved_steps(second)[-1:] < [100]
+
+
 def test_a_process_that_does_not_come_is_named(tmp_path):
     port = launch.free_port()
     log = tmp_path / "log"

@@ -110,6 +110,28 @@ def test_training_goes_on_on_other_devices(processes, devices, mesh, half_done, 
     assert lines(folder)[: len(before)] == before  # it went on, and did not begin anew
 
 
+SAVING = {
+    "every": 100,
+    "every_minutes": 1.5 / 60,
+    "keep": 1,
+    "keep_best": "test/loss",
+    "best": "max",
+}
+
+
+@pytest.mark.slow
+def test_processes_save_by_the_clock_and_keep_the_best_alike(alone, tmp_path):
+    """By the clock of the first, whose time the others need not share."""
+    folder = tmp_path / "run"
+    launch.succeed([*SCRIPT, folder, f"checkpoint={SAVING}", "slow=0.3"], tmp_path)
+    evaluated = {row["step"]: row["test/loss"] for row in lines(folder) if "test/loss" in row}
+    best = max((s for s in evaluated if s < script.STEPS), key=evaluated.__getitem__)
+    assert saved_steps(folder) == sorted({best, script.STEPS})
+    assert_close(alone, folder)
+    ends = launch.succeed([*SCRIPT, folder, f"checkpoint={SAVING}"], tmp_path)
+    assert all("finished at step 30" in end.output for end in ends)
+
+
 UNLIKE = """
 import os, sys
 from tests.mp import script
