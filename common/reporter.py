@@ -13,7 +13,7 @@ from common.perf import Ledger, memory_in_use, param_count, utilization
 from common.progress import Progress
 from common.setup import Setup
 from common.state import Fault, TrainState
-from common.tree import match_rules
+from common.tree import split
 from common.writers import Writer, read_log
 
 logger = logging.getLogger(__name__)
@@ -25,16 +25,11 @@ def heading(setup: Setup, start: int) -> str:
     """Say in a line what is about to be trained, on what and where."""
     experiment, mesh = setup.experiment, setup.mesh
     params = setup.abstract_state.params
-    rules = [(group.pattern, group.freeze) for group in experiment.optim.groups]
-    frozen = match_rules(rules or [(".*", False)], params, what="parameter group")
-    count = param_count(params)
-    fixed = param_count(
-        [p for p, f in zip(*map(jax.tree.leaves, (params, frozen)), strict=True) if f]
-    )
+    trained, frozen = map(param_count, split(params, setup.trainable))
     axes = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
     parts = [
         f"{mesh.size} x {mesh.devices.flat[0].device_kind}" + (f" ({axes})" if axes else ""),
-        f"{count - fixed:,} trained" + (f" and {fixed:,} frozen" * (fixed > 0)) + " parameters",
+        f"{trained:,} trained" + (f" and {frozen:,} frozen" * (frozen > 0)) + " parameters",
         f"batch {experiment.batch_size}",
         f"steps {start} to {experiment.steps}",
         experiment.workdir or "no work folder",

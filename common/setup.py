@@ -89,7 +89,7 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
     )
     abstract_state = lay_out(init, task.sharding_rules(), mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
-    check_evaluators(evaluators, abstract_state.eval_params, mesh)
+    check_evaluators(evaluators, abstract_state.params, mesh)
     jitted_init = jax.jit(init, out_shardings=shardings, donate_argnums=0)
 
     def init_state() -> TrainState:

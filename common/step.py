@@ -110,8 +110,8 @@ def abstract_metrics(
         rngs = Rngs(jax.random.key(0), jnp.zeros((), jnp.int32))
         sums = make_loss(task, config)(params, batch, rngs)
         trained, _ = split(params, trainable)
-        rate, finite = jnp.zeros(()), jnp.ones((), bool)
-        return _step_metrics(task, sums, trained, trained, trained, norm(trained), rate, finite)
+        found = _step_metrics(task, sums, trained, trained, trained, norm(trained))
+        return {**found, "learning_rate": _once(jnp.zeros(())), "skipped": _once(jnp.zeros(()))}
 
     return jax.eval_shape(one, params, batch)
 
@@ -128,28 +128,22 @@ def _step_metrics(
     grads: Params,
     updates: Params,
     grad_norm: Array,
-    learning_rate: Array,
-    finite: Array,
 ) -> Metrics:
-    """Add what is logged for every run, and the task's own metrics, to those of the loss.
-
-    A step that is not finite counts as skipped only: one NaN would hide the rest of the window.
-    """
+    """Add the norms, and the task's own metrics of the step, to the metrics of the loss."""
     found = task.step_metrics(trained, grads, updates)
     where = f"{type(task).__name__}.step_metrics"
     metrics.check(found, where, reserved=(*STEP_METRICS, *sums))
-    one = jnp.ones((), jnp.float32)
     norms = {"grad_norm": grad_norm, "param_norm": norm(trained), "update_norm": norm(updates)}
-    taken = {
+    return {
         **sums,
         **metrics.widen(dict(found)),
-        **{name: Mean(value, one) for name, value in norms.items()},
+        **{name: _once(value) for name, value in norms.items()},
     }
-    return {
-        **jax.tree.map(lambda m: jnp.where(finite, m, jnp.zeros_like(m)), taken),
-        "learning_rate": Mean(jnp.asarray(learning_rate, jnp.float32), one),
-        "skipped": Mean((~finite).astype(jnp.float32), one),
-    }
+
+
+def _once(value: Array) -> Mean:
+    """Return a mean over steps, of which this is one."""
+    return Mean(jnp.asarray(value, jnp.float32), jnp.ones((), jnp.float32))
 
 
 def _split(batch: Batch, parts: int) -> Batch:
@@ -223,24 +217,38 @@ def make_train_step(
         loss_finite = jnp.isfinite(new["loss"].total)
         finite = jnp.isfinite(grad_norm) & loss_finite
 
-        def keep_finite(new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        def update() -> tuple[Params, Any, Metrics]:
+            with jax.named_scope("optimizer"):
+                updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+                params = optax.apply_updates(trained, updates)
+            with jax.named_scope("metrics"):
+                found = _step_metrics(task, new, trained, grads, updates, grad_norm)
+            return params, opt_state, found
 
-        with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-            params = keep_finite(optax.apply_updates(trained, updates), trained)
-            # The schedule counts the steps that were skipped, too, so that it ends with the run.
-            opt_state = (*keep_finite(opt_state[:-1], state.opt_state[:-1]), opt_state[-1])
+        def skip() -> tuple[Params, Any, Metrics]:
+            # The schedule counts this step too, so that it ends with the run. The metrics do not:
+            # one NaN would hide the rest of the window.
+            _, opt_state = optimizer.update(grads, state.opt_state, trained)
+            opt_state = (*state.opt_state[:-1], opt_state[-1])
+            found = jax.tree.map(jnp.zeros_like, dict(state.window))
+            del found["learning_rate"], found["skipped"]
+            return trained, opt_state, found
+
+        # A choice between the branches, not between their results: that reads and writes all of
+        # the state twice, half of the time of the optimizer on a CPU.
+        params, opt_state, found = jax.lax.cond(finite, update, skip)
         ema = state.ema
         if config.ema_decay is not None:
             with jax.named_scope("ema"):
                 wide = optax.tree.cast_like(params, ema)
-                averaged = optax.incremental_update(wide, ema, 1 - config.ema_decay)
-                ema = keep_finite(averaged, ema)
+                ema = jax.lax.cond(
+                    finite,
+                    lambda: optax.incremental_update(wide, ema, 1 - config.ema_decay),
+                    lambda: ema,
+                )
         with jax.named_scope("metrics"):
-            found = _step_metrics(
-                task, new, trained, grads, updates, grad_norm, schedule(state.step), finite
-            )
+            found["learning_rate"] = _once(schedule(state.step))
+            found["skipped"] = _once(~finite)
             window, fault = jax.tree.map(
                 lambda old, start: jnp.where(state.step % log_every == 0, start, old),
                 (state.window, state.fault),
