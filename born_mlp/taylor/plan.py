@@ -177,7 +177,7 @@ def working_set(widths: tuple[int, ...], d: int, order: int) -> int:
     products = 2 * widest * half
     if order < 2:
         return products
-    if order == 2:  # its products share their kernels, and large ones are the fast ones
-        return widest * d * outputs
+    if order == 2:  # the first derivatives of z and r, each before and after a kernel
+        return 4 * widest * d * outputs
     block = half * packing.size(d, order - order // 2)
     return 2 * products + outputs * (products + block + packing.size(d, order))
