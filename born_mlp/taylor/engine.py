@@ -10,6 +10,7 @@ layer, `C_b = packing.size(d, b)`.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -29,8 +30,15 @@ matmul = functools.partial(jnp.matmul, precision="highest")
 
 
 def rows(tensor: Array, index: np.ndarray) -> Array:
-    """Take rows of the axis before the last, which is contiguous in memory."""
-    return tensor.at[..., index, :].get(mode="promise_in_bounds")
+    """Take rows of the axis before the last, which is contiguous in memory.
+
+    The leading axes are merged into that of the rows: XLA puts the gathered axis first, and would
+    otherwise transpose the result (order 4 at three hidden layers of 64: 10% of the time).
+    """
+    *leading, length, width = tensor.shape
+    starts = length * jnp.arange(math.prod(leading), dtype=np.int32)
+    flat = tensor.reshape(-1, width).at[(starts[:, None] + index).reshape(-1)]
+    return flat.get(mode="promise_in_bounds").reshape(*leading, len(index), width)
 
 
 def shuffle_product(a: Array, b: Array, table: np.ndarray) -> Array:
@@ -158,13 +166,17 @@ def contract(
             for index in tables[order, w, symmetric]
         ]
         gathered = functools.reduce(jnp.add, ways)
-        result.append(2 * gathered if symmetric else gathered)
+        result.append(order / w * gathered if symmetric else gathered)
     return functools.reduce(jnp.add, result)
 
 
 def _block(layer: Layer, r: dict[int, Array], split: plan.Split) -> Array:
-    """Matrix product of the plain and the weighted group of one layer, `(B, o, C_p * C_w)`."""
-    weighted = []
+    """Matrix product of the plain and the weighted group of one layer, `(B, o, C_p * C_w)`.
+
+    One product for each plain factor: concatenating the factors along the neurons to a single
+    product copies both sides (order 4 at 8 to 16 inputs takes up to 20% longer).
+    """
+    products = []
     for plain in split.plains:
         terms = []
         for term in split.terms:
@@ -175,19 +187,17 @@ def _block(layer: Layer, r: dict[int, Array], split: plan.Split) -> Array:
                     other = layer.product(term.weighted)[..., None, :, :]
                     value = attach(value, other, term.adjoint, sum(term.weighted), layer.d)
                 terms.append(value)
-        weighted.append(functools.reduce(jnp.add, terms))
-    left = jnp.concatenate([layer.product(plain) for plain in split.plains], -1)
-    right = jnp.concatenate(weighted, -1)
-    points, outputs, rows, inner = right.shape
-    # The larger factor on the left: at order 3, XLA's CPU kernels take two thirds of the time so.
-    product = jnp.einsum(
-        "bni,bmi->bnm" if left.ndim == 3 else "ni,bmi->bnm",
-        left,
-        right.reshape(points, outputs * rows, inner),
-        precision="highest",
-    )
-    by_output = product.reshape(points, -1, outputs, rows).swapaxes(1, 2)
-    return by_output.reshape(points, outputs, -1)
+        left, right = layer.product(plain), functools.reduce(jnp.add, terms)
+        points, outputs, rows, inner = right.shape
+        # The larger factor on the left: XLA's CPU kernels repack the one on the right.
+        product = jnp.einsum(
+            "bni,bmi->bnm" if left.ndim == 3 else "ni,bmi->bnm",
+            left,
+            right.reshape(points, outputs * rows, inner),
+            precision="highest",
+        )
+        products.append(product.reshape(points, -1, outputs, rows))
+    return functools.reduce(jnp.add, products).swapaxes(1, 2).reshape(points, outputs, -1)
 
 
 @functools.lru_cache(maxsize=16)

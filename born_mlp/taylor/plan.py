@@ -72,11 +72,15 @@ class Split:
 
     @property
     def symmetric(self) -> bool:
-        """Whether exchanging the groups changes nothing, so that half of the ways suffice."""
+        """Whether the ways with the first index in the weighted group stand for all.
+
+        They do if exchanging the groups changes nothing, and for a single product of first
+        derivatives, whose ways are all equal.
+        """
         dealt = {(t.weighted, t.plain): t.coefficient for t in self.terms}
-        return all(
-            t.adjoint == 0 and dealt.get((t.plain, t.weighted)) == t.coefficient for t in self.terms
-        )
+        exchanged = all(dealt.get((t.plain, t.weighted)) == t.coefficient for t in self.terms)
+        equal = len(dealt) == 1 and all(set(t.weighted) == set(t.plain) == {1} for t in self.terms)
+        return (exchanged or equal) and all(t.adjoint == 0 for t in self.terms)
 
     @property
     def plains(self) -> tuple[Partition, ...]:
@@ -173,7 +177,7 @@ def working_set(widths: tuple[int, ...], d: int, order: int) -> int:
     products = 2 * widest * half
     if order < 2:
         return products
-    if order == 2:  # its products share their kernels, and large ones are the fast ones
-        return widest * d * outputs
+    if order == 2:  # the first derivatives of z and r, each before and after a kernel
+        return 4 * widest * d * outputs
     block = half * packing.size(d, order - order // 2)
     return 2 * products + outputs * (products + block + packing.size(d, order))
