@@ -41,16 +41,17 @@ class CheckpointConfig:
     """When the state is saved, and how many checkpoints are kept."""
 
     every: int = 1000
-    """Cadence in steps; an evaluation, the end of a run, and a request to stop save before, too."""
+    """Cadence in steps. The state is also saved before each evaluation, at the end of the run, and
+    on a request to stop."""
     every_minutes: float | None = None
-    """Save, besides, when this time has gone by since the last save; the clock of the first process
-    is looked at every `log.every` steps."""
+    """Also save when this time has passed since the last save. The first process looks at its clock
+    every `log.every` steps; None does not."""
     keep: int = 2
     """Newest checkpoints to keep; more than one, so that a torn one can be passed over."""
     keep_best: str | None = None
-    """Evaluated number, such as `test/loss`, whose best checkpoint is kept, too."""
+    """Evaluated number, such as `test/loss`: the checkpoint with its best value is kept, too."""
     best: Best = "min"
-    """Whether the best is the smallest or the largest."""
+    """Whether the smallest or the largest value of `keep_best` is the best."""
     keep_every: int | None = None
     """Steps whose multiples are kept for good; None keeps no others."""
     on_failure: OnFailure = "stop"
