@@ -198,7 +198,8 @@ class MetricsEvaluator:
 
     def check(self, params: Any, mesh: Mesh) -> None:
         """Trace the metrics."""
-        check(self._step, params, self.data, mesh)
+        found = check(self._step, params, self.data, mesh)
+        metrics.check(found, f"the metrics of evaluator {self.name!r}")
 
     def __call__(self, params: Any, mesh: Mesh) -> Mapping[str, float]:
         """Evaluate all rows."""

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -97,3 +98,12 @@ def test_evaluators_are_traced_before_training(start):
     with pytest.raises(TypeError, match=r"dot_general requires contracting dim") as error:
         start(experiment(Evaluated(evaluated=(("a", good), ("b", wide)))))
     assert "This was found in evaluator 'b', before training." in error.value.__notes__
+
+
+def test_an_evaluator_returns_metrics():
+    mesh, data = make_mesh(MeshConfig()), OnePass(rows(4, 0), batch_size=4)
+    means = MetricsEvaluator(
+        name="raw", every=1, data=data, metrics=lambda _, batch: {"x": jnp.mean(batch["x"])}
+    )
+    with pytest.raises(TypeError, match=r"evaluator 'raw' must return metrics, .* entry 'x' is"):
+        means.check({}, mesh)
