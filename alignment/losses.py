@@ -58,8 +58,8 @@ def student_logits(
 
 
 def triplet_loss(
-    logits: Float[Array, "m 3"], similarities: Float[Array, "m 3"], config: LossConfig
-) -> Float[Array, "m"]:
+    logits: Float[Array, "*batch 3"], similarities: Float[Array, "*batch 3"], config: LossConfig
+) -> Float[Array, "*batch"]:
     """Return the loss of each triplet; see the head of this module.
 
     Args:
@@ -78,6 +78,6 @@ def triplet_loss(
             return -log_q[..., 0]
 
 
-def _divergence(log_p: Float[Array, "m 3"], log_q: Float[Array, "m 3"]) -> Float[Array, "m"]:
+def _divergence(log_p: Float[Array, "*batch 3"], log_q: Float[Array, "*batch 3"]) -> Float[Array, "*batch"]:
     """Return KL(p || q); a probability that underflows to 0 counts 0."""
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)

@@ -95,6 +95,8 @@ def test_distinct_images_are_listed_once_and_give_the_same_loss_and_gradient(poo
     rngs = Rngs(jax.random.key(0), jnp.zeros((), jnp.int32))
 
     def loss(task, batch):
+        batch = jax.tree.map(jnp.asarray, batch)
+
         def total(params):
             found = task.loss(params, batch, rngs)["loss"]
             return found.total, found.weight
