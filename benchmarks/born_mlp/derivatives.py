@@ -51,10 +51,10 @@ LARGEST = 2**30
 TARGETS = {
     ("float64", 2): "none slower",
     ("float32", 2): "none slower",
-    ("float64", 3): "median 4x",
-    ("float32", 3): "median 3x",
-    ("float64", 4): "median 11x; (16,64,2) within 2x of the floor",
-    ("float32", 4): "median 8x; (16,64,2) within 2x of the floor",
+    ("float64", 3): "median 4.5x",
+    ("float32", 3): "median 4.5x",
+    ("float64", 4): "median 12x; (16,64,2) within 2x of the floor",
+    ("float32", 4): "median 12x; (16,64,2) within 2x of the floor",
 }
 
 Shape = tuple[int, int, int]

@@ -43,7 +43,7 @@ from common import (
 from common.data.arrays import WHOLE, Arrays, Part
 from common.setup import prepare
 
-TARGETS = {"tiny": "under 100 us a step", "20 ms": "under 2 %"}
+TARGETS = {"tiny": "under 75 us a step", "20 ms": "under 2 %"}
 
 
 class Clocked(ArrayData):
