@@ -78,6 +78,8 @@ def triplet_loss(
             return -log_q[..., 0]
 
 
-def _divergence(log_p: Float[Array, "*batch 3"], log_q: Float[Array, "*batch 3"]) -> Float[Array, "*batch"]:
+def _divergence(
+    log_p: Float[Array, "*batch 3"], log_q: Float[Array, "*batch 3"]
+) -> Float[Array, "*batch"]:
     """Return KL(p || q); a probability that underflows to 0 counts 0."""
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)

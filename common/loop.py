@@ -142,7 +142,7 @@ def _train(experiment: Experiment[Any], description: str, fault: faults.RollBack
                 start=start,
                 description=description,
                 enabled=experiment.log.progress,
-                heading=heading(setup, start),
+                heading=heading(setup, start) if start < steps else None,
             )
         )
         profiler = stack.enter_context(Profiler(experiment.log.profile, workdir))

@@ -238,13 +238,13 @@ def make_train_step(
         # the state twice, half of the time of the optimizer on a CPU.
         params, opt_state, found = jax.lax.cond(finite, update, skip)
         ema = state.ema
-        if config.ema_decay is not None:
+        if (decay := config.ema_decay) is not None:
             with jax.named_scope("ema"):
-                wide = optax.tree.cast_like(params, ema)
+                wide = optax.tree.cast_like(params, state.ema)
                 ema = jax.lax.cond(
                     finite,
-                    lambda: optax.incremental_update(wide, ema, 1 - config.ema_decay),
-                    lambda: ema,
+                    lambda: optax.incremental_update(wide, state.ema, 1 - decay),
+                    lambda: state.ema,
                 )
         with jax.named_scope("metrics"):
             found["learning_rate"] = _once(schedule(state.step))

@@ -9,6 +9,7 @@ order as m^2 in matrix products of one vector each, not with the number of deriv
 import math
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -18,7 +19,11 @@ from born_mlp.taylor.engine import matmul
 
 
 def directional(
-    mlp: MLP, params: Params, x: Float[Array, "*#batch d"], v: Float[Array, "*#batch d"], order: int
+    mlp: MLP,
+    params: Params,
+    x: Float[Array | np.ndarray, "*#batch d"],
+    v: Float[Array | np.ndarray, "*#batch d"],
+    order: int,
 ) -> tuple[Array, ...]:
     """Return `D^n f(x)[v, ..., v]` for n = 0..order, each of the shape of `mlp.apply(params, x)`.
 

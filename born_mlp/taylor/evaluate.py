@@ -15,6 +15,8 @@ from born_mlp import packing
 from born_mlp.mlp import MLP, Params
 from born_mlp.taylor import engine, plan
 
+AnyArray = Array | np.ndarray
+
 CACHE_BYTES = 2**22
 """Working set of a chunk on a CPU, of the size of its caches; whole batches are up to 4x slower."""
 
@@ -23,7 +25,7 @@ ACCELERATOR_BYTES = 2**30
 
 
 def derivatives(
-    mlp: MLP, params: Params, x: Float[Array, "*batch d"], order: int, *, packed: bool = True
+    mlp: MLP, params: Params, x: Float[AnyArray, "*batch d"], order: int, *, packed: bool = True
 ) -> tuple[Array, ...]:
     """Return all partial derivatives of the orders 0..order at the points `x`.
 
@@ -50,7 +52,7 @@ def derivatives(
 
 
 def derivative(
-    mlp: MLP, params: Params, x: Float[Array, "*batch d"], order: int, *, packed: bool = True
+    mlp: MLP, params: Params, x: Float[AnyArray, "*batch d"], order: int, *, packed: bool = True
 ) -> Array:
     """Return the partial derivatives of one order; see `derivatives`."""
     return _derivatives(mlp, params, x, (order,), packed)[0]
@@ -59,7 +61,7 @@ def derivative(
 def selected(
     mlp: MLP,
     params: Params,
-    x: Float[Array, "*batch d"],
+    x: Float[AnyArray, "*batch d"],
     indices: Sequence[Sequence[int]],
 ) -> Array:
     """Return single partial derivatives without forming a tensor.
@@ -88,11 +90,11 @@ def selected(
     return jnp.stack([columns[n] for n in range(len(indices))], -1)
 
 
-def _selected(mlp: MLP, params: Params, x: Array, entries: np.ndarray) -> Array:
+def _selected(mlp: MLP, params: Params, x: AnyArray, entries: np.ndarray) -> Array:
     """The same for multi-indices of one order, `(n, order)`."""
     order = entries.shape[1]
     if order == 0:
-        return jnp.repeat(mlp.apply(params, x)[..., None], len(entries), -1)
+        return jnp.repeat(mlp.apply(params, jnp.asarray(x))[..., None], len(entries), -1)
     variables = np.unique(entries)
     if packing.size(len(variables), order) <= len(entries) * packing.size(order, order):
         # Few variables occur: all derivatives by these, of which the wanted ones are taken.
@@ -105,13 +107,13 @@ def _selected(mlp: MLP, params: Params, x: Array, entries: np.ndarray) -> Array:
     return slots(jnp.asarray(entries))[..., mixed]
 
 
-def _restricted(mlp: MLP, params: Params, x: Array, order: int, variables: Array) -> Array:
+def _restricted(mlp: MLP, params: Params, x: AnyArray, order: int, variables: Array) -> Array:
     """All derivatives of one order by some of the variables only."""
     return _run(mlp, params, x, params[0]["kernel"][variables], (order,))[0]
 
 
 def _derivatives(
-    mlp: MLP, params: Params, x: Array, orders: tuple[int, ...], packed: bool
+    mlp: MLP, params: Params, x: AnyArray, orders: tuple[int, ...], packed: bool
 ) -> tuple[Array, ...]:
     _check(mlp, params, x)
     if min(orders, default=-1) < 0:
@@ -131,7 +133,7 @@ def _derivatives(
     )
 
 
-def _check(mlp: MLP, params: Params, x: Array) -> None:
+def _check(mlp: MLP, params: Params, x: AnyArray) -> None:
     if x.shape[-1:] != (mlp.in_features,):
         raise ValueError(
             f"x must end in the {mlp.in_features} inputs of the network, got shape {x.shape}"
@@ -154,7 +156,9 @@ def _require_memory(needed: int, d: int, order: int, outputs: int) -> None:
         )
 
 
-def _run(mlp: MLP, params: Params, x: Array, slope: Array, orders: tuple[int, ...]) -> list[Array]:
+def _run(
+    mlp: MLP, params: Params, x: AnyArray, slope: Array, orders: tuple[int, ...]
+) -> list[Array]:
     """Derivatives along the rows of `slope`, `(rows, H_1)`, each `(..., [o,] C_m)`."""
     depth = len(engine.nonlinear(mlp.layer_activations))
     return compiled(mlp, orders, params, x, slope, engine.gather_tables(len(slope), orders, depth))

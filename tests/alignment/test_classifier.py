@@ -53,8 +53,10 @@ def test_loss_is_smoothed_cross_entropy(task):
     kernel = params["classifier"]["kernel"]
     params["classifier"]["kernel"] = 0.3 * jax.random.normal(jax.random.key(1), kernel.shape)
     batch = task.data(batch_size=16, seed=0).batch(0)
-    found = task.loss(params, batch, Rngs(jax.random.key(0), jnp.zeros((), jnp.int32)))
-    logits = np.asarray(task.logits(params, batch["images"]), np.float64)
+    found = task.loss(
+        params, jax.tree.map(jnp.asarray, batch), Rngs(jax.random.key(0), jnp.zeros((), jnp.int32))
+    )
+    logits = np.asarray(task.logits(params, jnp.asarray(batch["images"])), np.float64)
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     target = 0.7 * np.eye(task.classes)[batch["labels"]] + 0.3 / task.classes
     expected = -(target * np.log(p)).sum(1).mean()

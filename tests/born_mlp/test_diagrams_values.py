@@ -163,6 +163,7 @@ def test_shares_add_up_and_see_cancellation() -> None:
     assert one.remaining == pytest.approx(1.0)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_bad_input_is_refused_before_compute() -> None:
     mlp = MLP(in_features=3, hidden=(4,))
     params, x, v = network(mlp)
