@@ -21,8 +21,9 @@ def commands(folder: pathlib.Path, pythons: dict[str, str], *arguments: str) -> 
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     make = shutil.which("make")
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "MAKEFLAGS")}
-    environment["PATH"] = str(folder)
+    # Without what a make that runs these tests hands on.
+    outer = ("PYTHON", "VENV", "TESTS", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS")
+    environment = {k: v for k, v in os.environ.items() if k not in outer} | {"PATH": str(folder)}
     (folder / "sh").symlink_to("/bin/sh")
     return subprocess.run(
         [make, "-n", "test", "VENV=venv-of-the-test", *arguments],
