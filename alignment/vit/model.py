@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from alignment.vit.config import PRESETS, ViTConfig, preset
 from common.nn.attention import MultiHeadAttention, dot_product_attention
-from common.nn.layers import LayerNorm, Linear
+from common.nn.layers import AnyArray, LayerNorm, Linear
 from common.nn.mlp import MLP
 from common.nn.stack import make_stack, run_stack
 from common.task import Params
@@ -85,7 +85,7 @@ class ViT(nnx.Module):
             else Linear((d,), (config.projection,), stddev=d**-0.5, rngs=rngs)
         )
 
-    def encode(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B L d"]:
+    def encode(self, images: Float[AnyArray, "B H W 3"]) -> Float[Array, "B L d"]:
         """Return the normalised tokens after the last block: class, registers, patches by row.
 
         Raises:
@@ -97,7 +97,7 @@ class ViT(nnx.Module):
                 f"images of shape {images.shape[1:]} do not fit model.image_size = "
                 f"{config.image_size}; resize them, or resample the positions"
             )
-        x = self.patch(_patches(images, config).astype(self.patch.kernel.dtype))
+        x = self.patch(_patches(jnp.asarray(images), config).astype(self.patch.kernel.dtype))
         batch, d = len(x), config.width
         if self.class_token is not None:
             x = jnp.concatenate([jnp.broadcast_to(self.class_token[...], (batch, 1, d)), x], axis=1)
@@ -118,11 +118,11 @@ class ViT(nnx.Module):
         )
         return self.final_norm(x)
 
-    def tokens(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B N d"]:
+    def tokens(self, images: Float[AnyArray, "B H W 3"]) -> Float[Array, "B N d"]:
         """Return the normalised tokens of the patches, by row."""
         return self.encode(images)[:, self.config.prefix :]
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B f"]:
+    def __call__(self, images: Float[AnyArray, "B H W 3"]) -> Float[Array, "B f"]:
         """Return the features of images that are normalised as the model expects them."""
         x = self.encode(images)
         if self.map_pool is not None:

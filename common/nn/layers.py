@@ -16,6 +16,9 @@ from jaxtyping import Bool, Float
 
 from common.xla import written_to_memory
 
+AnyArray = Array | np.ndarray
+"""What a model takes from its caller: NumPy arrays, too."""
+
 
 class Linear(nnx.Module):
     """The map `y = x . kernel (+ bias)` from axes of shape `inputs` to axes of shape `outputs`.

@@ -94,8 +94,9 @@ def test_states_logits_loss_and_gradients_are_equal(pair):
     @jax.jit
     def forward(params):
         model = bind(config, params)
-        encoded = model.encode(batch["inputs"], batch["input_segments"])
-        return encoded, model.logits(model(batch))
+        given = jax.tree.map(jnp.asarray, batch)
+        encoded = model.encode(given["inputs"], given["input_segments"])
+        return encoded, model.logits(model(given))
 
     encoded, logits = forward(params)
     expected = theirs.encoder_last_hidden_state.detach().numpy()
@@ -103,7 +104,8 @@ def test_states_logits_loss_and_gradients_are_equal(pair):
     assert relative(logits[targets], theirs.logits.detach().numpy()[targets]) < 1e-5
 
     def loss(params):
-        return sequence_loss(bind(config, params), batch, LossConfig(chunk=4)).compute()
+        given = jax.tree.map(jnp.asarray, batch)
+        return sequence_loss(bind(config, params), given, LossConfig(chunk=4)).compute()
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     assert abs(value / theirs.loss.item() - 1) < 1e-5
@@ -118,8 +120,9 @@ def test_loss_over_padding_is_the_published_trainers(pair):
     """Whose labels keep the pad id, so that transformers averages over all positions."""
     batch = pair.batch | {"target_segments": np.ones_like(pair.batch["target_segments"])}
     expected = run_torch(pair.model, batch).loss.item()
-    model = bind(pair.ours.config, pair.ours.params)
-    found = sequence_loss(model, pair.batch, LossConfig(on_padding=True)).compute()
+    params, given = jax.tree.map(jnp.asarray, (pair.ours.params, pair.batch))
+    model = bind(pair.ours.config, params)
+    found = sequence_loss(model, given, LossConfig(on_padding=True)).compute()
     assert abs(found / expected - 1) < 1e-5
 
 
@@ -137,7 +140,7 @@ def test_one_step_at_a_time_is_greedy_generation(pair):
     @jax.jit
     def greedy(params):
         model = bind(pair.ours.config, params)
-        encoded = model.encode(pair.batch["inputs"], segments)
+        encoded = model.encode(jnp.asarray(pair.batch["inputs"]), segments)
         cache = model.init_cache(encoded, segments, beams=1, max_tokens=steps)
         layers = model.step_layers()
 
