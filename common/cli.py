@@ -121,10 +121,10 @@ def _together(args: Sequence[str], *, many: bool) -> contextlib.AbstractContextM
 
 @contextlib.contextmanager
 def _one_line_errors(run: Callable[..., Any]) -> Iterator[None]:
-    """Set up a process; what a check of ours has to say ends in one line.
+    """Set up a process, and end it with one line where one of our own checks fails.
 
-    The status is 2 for what no restart mends, a setting or input that does not fit (ValueError),
-    and 1 for the rest.
+    The status is 2 for a setting or input that does not fit (ValueError), which no restart mends,
+    and 1 for other failures.
     """
     _open_standard_streams()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

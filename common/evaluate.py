@@ -44,8 +44,8 @@ class Checked(Protocol):
         ...
 
 
-def check_evaluators(evaluators: Iterable[Evaluator], params: Any, mesh: Mesh) -> None:
-    """Check the evaluators that can be; what one of them raises gets a note with its name."""
+def trace_evaluators(evaluators: Iterable[Evaluator], params: Any, mesh: Mesh) -> None:
+    """Trace the evaluators that have a `check`; an error gets a note that names its evaluator."""
     for evaluator in evaluators:
         if isinstance(evaluator, Checked):
             try:

@@ -57,7 +57,7 @@ def _batches(setup: Setup, start: int, passed_over: int) -> Iterator[Arrays]:
 
 def _warn_of_batch_size(old: int, new: int, step: int) -> None:
     first, last = sorted((step * old, step * new))
-    what = "passed over" if new > old else "seen again"
+    what = "skipped" if new > old else "seen again"
     logger.warning(
         "batch_size was %d up to step %d and is %d now: batches are numbered by the step, so that "
         "the examples %d to %d of the data's order are %s",

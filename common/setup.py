@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from common.data import Data
-from common.evaluate import Evaluator, check_evaluators
+from common.evaluate import Evaluator, trace_evaluators
 from common.experiment import Experiment
 from common.flops import training_flops
 from common.mesh import check_batch, make_mesh
@@ -89,7 +89,7 @@ def prepare(experiment: Experiment[Any], devices: Sequence[jax.Device] | None = 
     )
     abstract_state = lay_out(init, task.sharding_rules(), mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
-    check_evaluators(evaluators, abstract_state.params, mesh)
+    trace_evaluators(evaluators, abstract_state.params, mesh)
     jitted_init = jax.jit(init, out_shardings=shardings, donate_argnums=0)
 
     def init_state() -> TrainState:

@@ -351,7 +351,7 @@ def test_another_config_is_refused_with_its_diff(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "fate"), [(24, "96 to 143 .* are passed over"), (8, "48 to 95 .* are seen again")]
+    ("size", "fate"), [(24, "96 to 143 .* are skipped"), (8, "48 to 95 .* are seen again")]
 )
 def test_another_batch_size_says_what_becomes_of_the_rows(size, fate, tmp_path, caplog):
     train(experiment(steps=6, workdir=str(tmp_path)))

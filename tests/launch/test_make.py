@@ -1,4 +1,4 @@
-"""The Python that make takes: the newest that runs, with shims that fail passed over."""
+"""The Python that make takes: the newest that runs. A shim that fails is skipped."""
 
 import os
 import pathlib
