@@ -126,7 +126,8 @@ def joined() -> Iterator[None]:
     try:
         start()
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)  # as for other settings that do not fit
     try:
         yield
     except BaseException as error:

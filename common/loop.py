@@ -119,6 +119,8 @@ def _train(experiment: Experiment[Any], description: str, fault: faults.RollBack
             if state is None:
                 state = setup.init_state()
             start = step = saved = int(state.step)
+            if start < steps:
+                _ = setup.flops  # traced here, not in the first window's time
             if start and "batch_size" in changed:
                 _warn_of_batch_size(*changed["batch_size"], start)
             if fault is not None:

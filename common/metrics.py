@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Num, Shaped
 
 
 class Metric(Protocol):
@@ -38,7 +39,11 @@ class Mean:
     """Sum of the weights."""
 
     @classmethod
-    def of(cls, values: Array, weights: Array | None = None) -> "Mean":
+    def of(
+        cls,
+        values: Num[Array, "*n"] | Bool[Array, "*n"],
+        weights: Num[Array, "..."] | Bool[Array, "..."] | None = None,
+    ) -> "Mean":
         """Sum `values`, each counted with its weight (one by default; broadcast to `values`).
 
         Sums are float32 at least, whatever the type of the values.
@@ -54,7 +59,7 @@ class Mean:
         return self.total / self.weight
 
 
-def _widened(sums: Array) -> Array:
+def _widened(sums: Shaped[Array, "*n"]) -> Num[Array, "*n"]:
     """Give sums a type in which adding up a run loses nothing that matters."""
     return sums.astype(jnp.promote_types(sums.dtype, jnp.float32))
 

@@ -9,9 +9,10 @@ import zlib
 
 import jax
 from jax import Array
+from jaxtyping import Key
 
 
-def stream(key: Array, name: str) -> Array:
+def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
     """Derive the key of the stream `name` from a typed key."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
@@ -28,7 +29,7 @@ class Rngs:
     microbatch: Array | int = 0
     """Index of the microbatch within the step."""
 
-    def __call__(self, name: str) -> Array:
+    def __call__(self, name: str) -> Key[Array, ""]:
         """Return the key of the stream `name` at this step and microbatch."""
         key = jax.random.fold_in(stream(self.key, name), self.step)
         return jax.random.fold_in(key, self.microbatch)

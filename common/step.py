@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jaxtyping import Bool, Float, Int, Key
 
 from common import metrics
 from common.choices import check_choice
@@ -94,7 +95,9 @@ def make_gradient(
     of the trained ones, so that the frozen ones have no backward pass.
     """
 
-    def total(trained: Params, frozen: Params, batch: Batch, rngs: Rngs) -> tuple[Array, Metrics]:
+    def total(
+        trained: Params, frozen: Params, batch: Batch, rngs: Rngs
+    ) -> tuple[Float[Array, ""], Metrics]:
         out = loss(join(trained, frozen), batch, rngs)
         return out["loss"].total, out
 
@@ -116,7 +119,7 @@ def abstract_metrics(
     return jax.eval_shape(one, params, batch)
 
 
-def norm(tree: Any) -> Array:
+def norm(tree: Any) -> Float[Array, ""]:
     """Return the Euclidean norm over all leaves, summed in float32 at least; float32."""
     return optax.tree.norm(metrics.widen(tree)).astype(jnp.float32)
 
@@ -127,7 +130,7 @@ def _step_metrics(
     trained: Params,
     grads: Params,
     updates: Params,
-    grad_norm: Array,
+    grad_norm: Float[Array, ""],
 ) -> Metrics:
     """Add the norms, and the task's own metrics of the step, to the metrics of the loss."""
     found = task.step_metrics(trained, grads, updates)
@@ -141,7 +144,7 @@ def _step_metrics(
     }
 
 
-def _once(value: Array) -> Mean:
+def _once(value: Float[Array, ""] | Bool[Array, ""]) -> Mean:
     """Return a mean over steps, of which this is one."""
     return Mean(jnp.asarray(value, jnp.float32), jnp.ones((), jnp.float32))
 
@@ -180,7 +183,7 @@ def make_train_step(
     grad = make_gradient(make_loss(task, config))
 
     def sums(
-        trained: Params, frozen: Params, batch: Batch, key: Array, step: Array
+        trained: Params, frozen: Params, batch: Batch, key: Key[Array, ""], step: Int[Array, ""]
     ) -> tuple[Any, Metrics]:
         """Gradient of the summed loss, and the metrics, over all microbatches."""
         if config.accumulate == 1:
