@@ -41,7 +41,7 @@ def training_flops(
         def saving(params: Params, batch: Batch, rngs: Rngs) -> Any:
             return without_remat(lambda p, b: loss(p, b, rngs), params, batch)
 
-        return make_gradient(saving)(trained, frozen, batch, rngs)
+        return make_gradient(saving, of="sum")(trained, frozen, batch, rngs)
 
     return count_flops(gradient, trained, frozen, shapes[1])
 

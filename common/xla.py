@@ -49,9 +49,8 @@ def written_to_memory(tree: T) -> T:
     """Return arrays that XLA's CPU backend computes once; likewise their gradients.
 
     That backend computes what several fusions take anew in each of them, however much it is. A
-    barrier makes it one array, which costs a write and reads of it. Of parameters, it keeps the
-    optimizer's six updates and the norm from computing the gradient eight times. On accelerators,
-    and where a program has no such repetition, it would only cost; there nothing changes.
+    barrier makes it one array, which costs a write and reads of it. On accelerators, and where a
+    program has no such repetition, it would only cost; there nothing changes.
     """
     return jax.lax.platform_dependent(
         tree, cpu=jax.lax.optimization_barrier, default=lambda tree: tree

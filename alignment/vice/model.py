@@ -149,7 +149,6 @@ class Vice(Task):
 
     def loss(self, params: Params, batch: Any, rngs: Rngs) -> Metrics:
         """Negative evidence bound a triplet, at one sample of the posterior; sum over the seeds."""
-        params = written_to_memory(params)
         noise = self._noise(rngs("posterior"))
         x = params["mean"] + jnp.exp(params["log_scale"]) * noise
         logits = judgments.pair_logits(jax.nn.relu(x), batch["triplets"])

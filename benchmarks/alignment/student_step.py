@@ -60,6 +60,8 @@ class Arguments:
     """Preset of the backbone."""
     image_size: int = 224
     """Side of the images, pixels."""
+    scan: bool = False
+    """Run the blocks by `lax.scan`; unrolled, they are faster on a CPU."""
     triplets: int = 2
     """Triplets of a step, three images each, in the comparison with torch."""
     shared_triplets: int = 4
@@ -254,7 +256,7 @@ def products_alone(config: ViTConfig, images: int, *, repeats: int) -> dict[str,
 
 def measure(arguments: Arguments) -> dict[str, Any]:
     """Measure all of it."""
-    model = preset(arguments.model, image_size=arguments.image_size)
+    model = preset(arguments.model, image_size=arguments.image_size, scan=arguments.scan)
     found: dict[str, Any] = {}
     images = 3 * arguments.triplets
     batch = make_batch(arguments.triplets, 1, 3, model.image_size)
@@ -358,8 +360,8 @@ def main(arguments: Arguments) -> None:
     parts = [
         "# A training step of the student",
         f"{origin['machine']}; {origin['date']}; {origin['versions']}; `{origin['command']}`",
-        f"{arguments.model}, {arguments.image_size} pixels, float32; medians of "
-        f"{arguments.repeats} steps. What is what: see `student_step.py`.",
+        f"{arguments.model}, {arguments.image_size} pixels, float32, blocks "
+        f"{'in a scan' if arguments.scan else 'unrolled'}; medians of {arguments.repeats} steps. What is what: see `student_step.py`.",
         report(arguments, found),
     ]
     here.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
