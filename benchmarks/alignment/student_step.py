@@ -361,7 +361,8 @@ def main(arguments: Arguments) -> None:
         "# A training step of the student",
         f"{origin['machine']}; {origin['date']}; {origin['versions']}; `{origin['command']}`",
         f"{arguments.model}, {arguments.image_size} pixels, float32, blocks "
-        f"{'in a scan' if arguments.scan else 'unrolled'}; medians of {arguments.repeats} steps. What is what: see `student_step.py`.",
+        f"{'in a scan' if arguments.scan else 'unrolled'}; medians of {arguments.repeats} steps. "
+        "What is what: see `student_step.py`.",
         report(arguments, found),
     ]
     here.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
