@@ -43,6 +43,11 @@ class Encoded:
         counts = np.concatenate([[0], np.cumsum(self.ids == UNKNOWN)])
         return np.diff(counts[self.ends], prepend=0) > 0
 
+    def spans(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where some texts begin in `ids`, and how many tokens they have."""
+        starts = np.where(rows > 0, self.ends[rows - 1], 0)
+        return starts, self.ends[rows] - starts
+
     def __len__(self) -> int:
         return len(self.ends)
 

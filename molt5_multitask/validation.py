@@ -46,9 +46,8 @@ def one_in_a_row(task: MultitaskT5, examples: Sequence[Example]) -> dict[str, np
     }
     arrays: dict[str, np.ndarray] = {}
     for side, (encoded, length) in sides.items():
-        pieces = [encoded[i] for i in range(len(encoded))]
-        rows = np.arange(len(pieces))
-        ids, segments = lay_out(pieces, rows, len(pieces), length)
+        rows = len(encoded)
+        ids, segments = lay_out(encoded.ids, encoded.lengths, np.arange(rows), rows, length)
         arrays |= {f"{side}s": ids, f"{side}_segments": segments}
     return arrays
 

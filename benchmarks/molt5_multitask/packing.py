@@ -16,6 +16,9 @@ Then training steps are timed: a T5 of 256 features and 3 + 3 layers with the T5
 float32 with AdamW, 8 rows a batch. Rows padded to the longest of the batch have lengths rounded up
 to multiples of 64, whose steps are timed once each and counted as often as they occur.
 
+Last, making packed batches is timed, for global batches of several sizes and hosts of several
+numbers.
+
 Writes `packing.json` and `packing.md` beside this file.
 """
 
@@ -26,7 +29,7 @@ import json
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -42,7 +45,6 @@ from common.setup import prepare
 from common.task import Batch, Params
 from molt5_multitask.data.batches import MixedData
 from molt5_multitask.data.mixing import Mixing, Strategy
-from molt5_multitask.data.packing import lay_out, pack
 from molt5_multitask.data.readers import MoleculeCaptions, PairedLines, SpacedReactions, read
 from molt5_multitask.losses import LossConfig, sequence_loss
 from molt5_multitask.model import T5Config, bind, init, preset
@@ -52,6 +54,8 @@ from molt5_multitask.tokenizer import Tokenizer
 OUTPUT = pathlib.Path(__file__).with_suffix(".json")
 ROWS = 32
 STEP_ROWS = 8
+BATCHES = (256, 1024, 2048, 8192)
+HOSTS = (1, 8, 64)
 LENGTHS = ((512, 512), (512, 384), (256, 256))
 STRATEGIES: tuple[Strategy, ...] = ("proportional", "equal")
 
@@ -188,54 +192,30 @@ def compare(
     ]
 
 
-def clock(function: Callable[[], object], repeats: int) -> float:
-    """Return the median processor seconds of a call."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.process_time()
-        function()
-        seconds.append(time.process_time() - start)
-    return statistics.median(seconds)
-
-
 def costs(
     examples: Mapping[str, Sequence[Example]], tokenizer: Tokenizer, repeats: int
 ) -> list[list[str]]:
-    """Return microseconds of each part of making packed batches, for an example."""
-    capacity = (512, 384)
-    data = MixedData(
-        examples,
-        tokenizer,
-        batch_size=ROWS,
-        seed=0,
-        input_length=capacity[0],
-        target_length=capacity[1],
-    )
-    count = round(data.examples_per_step * 16)
-    rows = 16 * ROWS
-    sources, targets = data._pieces(0, count)
-    lengths = np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)])
-    row_of = pack(lengths, capacity, rows)
-    some = [e.input for e in examples["forward"][:4096]]
-    parts: dict[str, tuple[Callable[[], object], int]] = {
-        "tokenizing a source, once at the start": (lambda: tokenizer.encode_many(some), len(some)),
-        "order and look-up": (lambda: data._pieces(0, count), count),
-        "assigning rows": (
-            lambda: pack(lengths, capacity, rows),
-            count,
-        ),
-        "writing inputs and targets": (
-            lambda: [
-                lay_out(pieces, row_of, rows, length)
-                for pieces, length in zip((sources, targets), capacity, strict=True)
-            ],
-            count,
-        ),
-    }
-    return [
-        [name, f"{1e6 * clock(part, repeats) / number:.1f}"]
-        for name, (part, number) in parts.items()
-    ]
+    """Return the processor time of making a batch, on one host and on one of several."""
+    found = []
+    for size in BATCHES:
+        data = training_data(
+            examples, tokenizer, (512, 512), rows=size, packed=True, strategy="proportional"
+        )
+        milliseconds = []
+        for hosts in HOSTS:
+            own = slice(size // hosts)
+            data.batch(0, own)
+            steps = max(repeats, 4096 // size)
+            begin = time.process_time()
+            for step in range(1, steps + 1):
+                data.batch(step, own)
+            milliseconds.append(1e3 * (time.process_time() - begin) / steps)
+        each = 1e3 * milliseconds[0] / data.examples_per_step
+        found.append(
+            [f"{size:,}", f"{data.examples_per_step:,.0f}", f"{each:.1f}"]
+            + [f"{value:.1f}" for value in milliseconds]
+        )
+    return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -367,8 +347,12 @@ def main() -> None:
         ),
         f"Training steps of {STEP_ROWS} rows, mixed in proportion, medians of {arguments.repeats}:",
         table(["rows", "useful tokens a second", "gain", "programs compiled"], speed_rows),
-        "Cost for an example, microseconds of one core:",
-        table(["part", "time"], time_rows),
+        "Making a batch of rows of 512 + 512, processor time of one core: microseconds an example, "
+        "and milliseconds a batch of a host that makes all of its rows, or its share of them.",
+        table(
+            ["rows", "examples", "us an example", *(f"ms, 1 of {hosts} hosts" for hosts in HOSTS)],
+            time_rows,
+        ),
     ]
     OUTPUT.with_suffix(".md").write_text("\n\n".join(head) + "\n")
 

@@ -33,7 +33,7 @@ class Data(abc.ABC):
         Args:
           step: the step.
           part: the examples to return, of those along the first axis; a process asks for those
-            that its devices take, so that what is dear about an example is done once.
+            that its devices take, so that expensive work on an example is done once.
         """
 
     def rows(self, step: int) -> np.ndarray | None:  # noqa: ARG002

@@ -1,12 +1,13 @@
 """Training data of the molecule T5: mixed, packed batches as a function of seed and step."""
 
 import functools
-import math
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from common.choices import check_choice
 from common.data import Data
@@ -14,23 +15,29 @@ from common.data.arrays import WHOLE, Arrays, Part
 from common.report import table
 from molt5_multitask.data.augment import randomise
 from molt5_multitask.data.mixing import Mixing, Mixture
-from molt5_multitask.data.packing import lay_out, pack
+from molt5_multitask.data.packing import deal, lay_out, pack, ranges
 from molt5_multitask.tasks import TASKS, Example, Seq2SeqTask
-from molt5_multitask.tokenizer import Tokenizer
+from molt5_multitask.tokenizer import Encoded, Tokenizer
 
-WINDOW = 4096
-"""Examples that are packed together, about: more fill rows better, fewer start sooner."""
+GROUP_ROWS = 256
+"""Rows that are packed together: the time for an example grows with their number."""
+GROUPS = 32
+"""Groups of a window, at most as many as one pass over the data fills. More fill the rows better:
+the number of tokens in a large window varies less."""
 TRIALS = 8
-"""Windows on which the number of examples is chosen."""
+"""Groups on which the number of examples is chosen."""
 
 
 class MixedData(Data):
     """Batches of mixed tasks, several examples in a row (`packed`) or one.
 
-    The mixed order is cut into windows of a fixed number of examples. Each is packed by itself
-    into a fixed number of rows, a whole number of batches, so that any step can be made without the
-    steps before it. The number of examples is chosen on trial windows such that they fit with four
-    standard deviations to spare; an example that finds no room is left out, with a warning.
+    The mixed order is cut into windows of a fixed number of examples, and the examples of a window
+    are dealt to groups of like lengths. Each group is packed by itself into `GROUP_ROWS` rows, and
+    the rows of all groups, one after another, are cut into batches. So any step can be made without
+    the steps before it, the rows do not depend on the batch size, and a process packs only the
+    groups that its part of a batch touches. The number of examples is chosen on trial groups such
+    that they fit with four standard deviations to spare; an example that finds no room is left out,
+    with a warning.
     """
 
     def __init__(
@@ -83,10 +90,10 @@ class MixedData(Data):
             tokenizer.encode_many([e.target for e in rows], target_length)
             for rows in examples.values()
         ]
-        self._window_rows, self._window_examples = batch_size, batch_size
-        if packed:
-            self._plan()
+        self._groups, self._window_examples = self._plan() if packed else (1, GROUP_ROWS)
+        # Batches are read in order: the group and the window in which one ends begin the next.
         self._window = functools.lru_cache(maxsize=2)(self._make_window)
+        self._group = functools.lru_cache(maxsize=2)(self._make_group)
 
     @property
     def cut(self) -> dict[str, tuple[int, int]]:
@@ -99,10 +106,10 @@ class MixedData(Data):
         }
 
     def padding(self) -> dict[str, tuple[float, float]]:
-        """Return the share of padding with one example a row, and as it is, in the first window."""
+        """Return the share of padding with one example a row, and as it is, in the first group."""
         found = {}
         for side, name in enumerate(("inputs", "targets")):
-            segments = self._window(0)[f"{name[:-1]}_segments"]
+            segments = self._group(0)[f"{name[:-1]}_segments"]
             real = np.count_nonzero(segments)
             examples = segments.max(1).sum()
             before = 1 - real / (examples * self.capacity[side])
@@ -131,7 +138,7 @@ class MixedData(Data):
     @property
     def examples_per_step(self) -> float:
         """Mean number of examples in a batch."""
-        return self._window_examples * self._batch_size / self._window_rows
+        return self._window_examples * self._batch_size / (self._groups * GROUP_ROWS)
 
     def passes(self, step: int) -> dict[str, float]:
         """Return the number of passes over each task after so many steps."""
@@ -148,75 +155,145 @@ class MixedData(Data):
 
     def batch(self, step: int, part: Part = WHOLE) -> Arrays:
         """Return `inputs`, `targets` (rows, length) and their `_segments`."""
-        window, place = divmod(step, self._window_rows // self._batch_size)
-        rows = slice(place * self._batch_size, (place + 1) * self._batch_size)
-        return {name: array[rows][part] for name, array in self._window(window).items()}
+        rows = step * self._batch_size + np.arange(self._batch_size)[part]
+        group, place = np.divmod(rows, GROUP_ROWS)
+        found = {
+            name: np.empty((len(rows), *spec.shape[1:]), spec.dtype)
+            for name, spec in self.spec().items()
+        }
+        for number in np.unique(group).tolist():
+            mine = group == number
+            for name, array in self._group(number).items():
+                found[name][mine] = array[place[mine]]
+        return found
 
-    def _pieces(self, start: int, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return the token ids of sources and targets at positions of the mixed order."""
+    def _draw(self, start: int, count: int) -> "_Drawn":
+        """Return what stands at positions of the mixed order."""
         task, row = self.mixture.positions(start, count)
-        pairs = list(zip(task.tolist(), row.tolist(), strict=True))
-        sources = [self._sources[t][r] for t, r in pairs]
+        sources = _Texts(self._sources, task, row)
         if self._augment:
-            rng = np.random.default_rng((self._seed, 3, start))
-            drawn = rng.random(count) < self._augment
-            seeds = rng.integers(2**31, size=count)
-            for i in np.flatnonzero(drawn).tolist():
-                sources[i] = self._rewritten(*pairs[i], int(seeds[i]))
-        return sources, [self._targets[t][r] for t, r in pairs]
+            sources = self._rewritten(sources, np.random.default_rng((self._seed, 3, start)))
+        return _Drawn(sources, _Texts(self._targets, task, row))
 
-    def _rewritten(self, task: int, row: int, seed: int) -> np.ndarray:
-        """Return the source of an example with its molecules written in another order."""
-        kind = self._tasks[task].input_kind
-        example = self._examples[self._tasks[task].name][row]
-        text = randomise(example.input, kind, seed)
-        if text == example.input:
-            return self._sources[task][row]
-        encoded = self._tokenizer.encode_sources(self._tasks[task], [text], self.capacity[0])
-        return self._sources[task][row] if encoded.cut[0] else encoded[0]
+    def _rewritten(self, sources: "_Texts", rng: np.random.Generator) -> "_Texts":
+        """Have the molecules of some sources written in another order, where that is not longer."""
+        drawn = rng.random(len(sources.row)) < self._augment
+        seeds = rng.integers(2**31, size=len(sources.row))
+        parts, part, row = list(sources.parts), sources.part.copy(), sources.row.copy()
+        for number, task in enumerate(self._tasks):
+            if task.input_kind not in ("smiles", "reaction"):
+                continue
+            (mine,) = np.nonzero(drawn & (sources.part == number))
+            examples = [self._examples[task.name][r] for r in row[mine].tolist()]
+            texts = [
+                randomise(example.input, task.input_kind, seed)
+                for example, seed in zip(examples, seeds[mine].tolist(), strict=True)
+            ]
+            encoded = self._tokenizer.encode_sources(task, texts, self.capacity[0])
+            (fits,) = np.nonzero(encoded.cut == 0)
+            part[mine[fits]], row[mine[fits]] = len(parts), fits
+            parts.append(encoded)
+        return _Texts(parts, part, row)
 
-    def _plan(self) -> None:
-        """Choose the rows and examples of a window."""
+    def _plan(self) -> tuple[int, int]:
+        """Choose the groups and the examples of a window."""
+        shares = self._draw(0, 4096).lengths() / np.array(self.capacity)
+        side = shares.mean(0).argmax()
+        count = GROUP_ROWS / shares.mean(0)[side]  # examples of a group, if all its rows were full
+        groups = int(np.clip(sum(map(len, self._targets)) / count, 1, GROUPS))
+        lengths = self._draw(0, int(count * groups)).lengths()
+        group_of = deal(lengths, groups)
+        # With rows enough for all: how many does a group need?
+        needed = []
+        for group in range(min(groups, TRIALS)):
+            mine = lengths[group_of == group]
+            needed.append(pack(mine, self.capacity, len(mine)).max() + 1)
+        # Windows differ in their tokens, and the groups of a window in how well they are packed.
+        tokens = shares.std(0)[side] * np.sqrt(count * groups) / groups
+        spare = 4 * np.hypot(tokens, max(float(np.std(needed)), 0.25))
+        examples = count * groups * (GROUP_ROWS - spare) / np.mean(needed)
+        return groups, max(1, int(examples))
 
-        def lengths(start: int, count: int) -> np.ndarray:
-            return _lengths(*self._pieces(start, count))
+    def _make_window(self, window: int) -> "tuple[_Drawn, Int[np.ndarray, 'n']]":
+        """Return the examples of a window, and the group of each."""
+        drawn = self._draw(window * self._window_examples, self._window_examples)
+        return drawn, deal(drawn.lengths(), self._groups)
 
-        mean = (lengths(0, WINDOW) / np.array(self.capacity)).mean(0).max()
-        rows = math.ceil(WINDOW * mean / self._batch_size) * self._batch_size
-        count = int(rows / mean)
-        # With rows enough for all: how many does a window need?
-        needed = np.array(
-            [pack(lengths(i * count, count), self.capacity, count).max() + 1 for i in range(TRIALS)]
-        )
-        spare = 4 * max(float(needed.std(ddof=1)), 0.25)
-        self._window_rows = rows
-        self._window_examples = max(1, int(count * (rows - spare) / needed.mean()))
-
-    def _make_window(self, window: int) -> Arrays:
-        sources, targets = self._pieces(window * self._window_examples, self._window_examples)
-        rows = self._window_rows
-        row_of = np.arange(rows)
+    def _make_group(self, number: int) -> Arrays:
+        """Return the rows of a group."""
+        window, group = divmod(number, self._groups)
+        drawn, group_of = self._window(window)
+        drawn = drawn.only(np.flatnonzero(group_of == group))
+        lengths = drawn.lengths()
+        row_of = np.arange(GROUP_ROWS)
         if self._packed:
-            row_of = pack(_lengths(sources, targets), self.capacity, rows)
+            row_of = pack(lengths, self.capacity, GROUP_ROWS)
             if left := int((row_of < 0).sum()):
                 warnings.warn(
-                    f"{left} of {len(sources)} examples found no room in window {window} of packed"
+                    f"{left} of {len(row_of)} examples found no room in group {number} of packed"
                     " rows and are left out of this pass",
                     stacklevel=2,
                 )
             # The first rows have the long examples, the last the short ones: mix them.
-            order = np.random.default_rng((self._seed, 2, window)).permutation(rows)
+            order = np.random.default_rng((self._seed, 2, number)).permutation(GROUP_ROWS)
             row_of = np.where(row_of < 0, -1, order[row_of])
-        inputs, input_segments = lay_out(sources, row_of, rows, self.capacity[0])
-        outputs, target_segments = lay_out(targets, row_of, rows, self.capacity[1])
-        return {
-            "inputs": inputs,
-            "input_segments": input_segments,
-            "targets": outputs,
-            "target_segments": target_segments,
-        }
+        arrays: dict[str, np.ndarray] = {}
+        for side, name in enumerate(("input", "target")):
+            ids, segments = lay_out(
+                drawn[side].tokens(), lengths[:, side], row_of, GROUP_ROWS, self.capacity[side]
+            )
+            arrays |= {f"{name}s": ids, f"{name}_segments": segments}
+        return arrays
 
 
-def _lengths(sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> np.ndarray:
-    """Return int (examples, 2): tokens of each source and target."""
-    return np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)])
+class _Texts(NamedTuple):
+    """Some texts of several encoded parts."""
+
+    parts: Sequence[Encoded]
+    """The parts."""
+    part: Int[np.ndarray, "n"]
+    """Number of the part of each text."""
+    row: Int[np.ndarray, "n"]
+    """Its number in that part."""
+
+    def only(self, index: Int[np.ndarray, "m"]) -> "_Texts":
+        """Return some of them."""
+        return self._replace(part=self.part[index], row=self.row[index])
+
+    def lengths(self) -> Int[np.ndarray, "n"]:
+        """Return the tokens of each."""
+        found = np.empty(len(self.row), np.int64)
+        for number in np.unique(self.part).tolist():
+            mine = self.part == number
+            _, found[mine] = self.parts[number].spans(self.row[mine])
+        return found
+
+    def tokens(self) -> Int[np.ndarray, "t"]:
+        """Return the token ids of all, one text after another."""
+        sizes = self.lengths()
+        starts = np.cumsum(sizes) - sizes
+        found = np.empty(int(sizes.sum()), np.int32)
+        for number in np.unique(self.part).tolist():
+            mine = self.part == number
+            encoded = self.parts[number]
+            found[ranges(starts[mine], sizes[mine])] = encoded.ids[
+                ranges(*encoded.spans(self.row[mine]))
+            ]
+        return found
+
+
+class _Drawn(NamedTuple):
+    """Some examples."""
+
+    sources: _Texts
+    """What is asked."""
+    targets: _Texts
+    """What is answered."""
+
+    def only(self, index: Int[np.ndarray, "m"]) -> "_Drawn":
+        """Return some of them."""
+        return _Drawn(self.sources.only(index), self.targets.only(index))
+
+    def lengths(self) -> Int[np.ndarray, "n 2"]:
+        """Return the tokens of each source and target."""
+        return np.stack([self.sources.lengths(), self.targets.lengths()], 1)

@@ -13,7 +13,7 @@ from molt5_multitask.corpus.vocabulary import train_vocabulary
 from molt5_multitask.data import batches
 from molt5_multitask.data.batches import MixedData
 from molt5_multitask.data.mixing import Mixing
-from molt5_multitask.data.packing import lay_out, pack
+from molt5_multitask.data.packing import deal, lay_out, pack
 from molt5_multitask.tasks import TASKS, Example
 from molt5_multitask.tokenizer import EOS, Tokenizer
 
@@ -48,6 +48,16 @@ def test_complementary_examples_share_rows() -> None:
     assert pack(lengths, (20, 20), 10).max() + 1 == 4
 
 
+def test_groups_are_alike_on_both_sides() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 500, (800, 2))
+    group_of = deal(lengths, 4)
+    assert np.bincount(group_of).tolist() == [200] * 4
+    sums = np.array([lengths[group_of == group].sum(0) for group in range(4)])
+    # By chance they would differ by some 8 %.
+    assert (np.ptp(sums, axis=0) < 0.02 * sums.mean(0)).all()
+
+
 def test_rows_are_nearly_full() -> None:
     rng = np.random.default_rng(0)
     lengths = np.stack([rng.integers(5, 60, 800), rng.integers(5, 60, 800)], 1)
@@ -56,8 +66,8 @@ def test_rows_are_nearly_full() -> None:
 
 
 def test_examples_are_laid_one_after_another() -> None:
-    pieces = [np.array([5, 1]), np.array([6, 7, 1]), np.array([8, 1])]
-    ids, segments = lay_out(pieces, np.array([1, -1, 1]), rows=2, length=5)
+    tokens, lengths = np.array([5, 1, 6, 7, 1, 8, 1]), np.array([2, 3, 2])
+    ids, segments = lay_out(tokens, lengths, np.array([1, -1, 1]), rows=2, length=5)
     assert ids.tolist() == [[0, 0, 0, 0, 0], [5, 1, 8, 1, 0]]
     assert segments.tolist() == [[0, 0, 0, 0, 0], [1, 1, 2, 2, 0]]
 
@@ -85,7 +95,8 @@ def tokenizer(examples: dict[str, list[Example]]) -> Tokenizer:
 
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "WINDOW", 256)
+    """Groups of about 250 examples: three or four make a pass over the data."""
+    monkeypatch.setattr(batches, "GROUP_ROWS", 80)
 
 
 def make(examples: dict[str, list[Example]], tokenizer: Tokenizer, **changes: Any) -> MixedData:
@@ -159,6 +170,34 @@ def test_any_step_can_be_made_by_itself(
 
 
 @pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_rows_do_not_depend_on_the_batch_size(
+    examples: dict[str, list[Example]], tokenizer: Tokenizer, packed: bool
+) -> None:
+    def rows(size: int) -> np.ndarray:
+        data = make(examples, tokenizer, batch_size=size, packed=packed)
+        return np.concatenate([data.batch(step)["inputs"] for step in range(240 // size)])
+
+    for size in (3, 80, 240):  # within a group, a group, several
+        np.testing.assert_array_equal(rows(8), rows(size))
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_a_part_of_a_batch_packs_its_own_groups_only(
+    examples: dict[str, list[Example]], tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = make(examples, tokenizer, batch_size=400).batch(1)
+    data = make(examples, tokenizer, batch_size=400)
+    calls = []
+    monkeypatch.setattr(batches, "pack", lambda *args: calls.append(args) or pack(*args))
+    part = np.arange(70, 180)
+    found = data.batch(1, part)
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, whole[name][part])
+    assert len(calls) == 3  # rows 470 to 579, in groups of 80
+
+
+@pytest.mark.usefixtures("small_windows")
 def test_batches_are_as_announced(examples: dict[str, list[Example]], tokenizer: Tokenizer) -> None:
     for packed in (True, False):
         data = make(examples, tokenizer, packed=packed, target_length=48)
@@ -198,9 +237,9 @@ def test_batches_of_a_window_are_alike(
 ) -> None:
     """As they are packed, the first rows have the long examples, and the last have none."""
     data = make(examples, tokenizer)
-    counts = [data.batch(step)["input_segments"].max(1).sum() for step in range(30)]
-    assert 30 * data.examples_per_step > 2 * batches.WINDOW  # the ends of windows are among them
-    assert max(counts) < 1.6 * min(counts)
+    counts = [data.batch(step)["input_segments"].max(1).sum() for step in range(60)]
+    assert 60 * 8 > 5 * batches.GROUP_ROWS  # the ends of groups are among them
+    assert max(counts) < 2 * min(counts)
 
 
 @pytest.mark.usefixtures("small_windows")
@@ -208,9 +247,8 @@ def test_the_plan_keeps_windows_from_overflowing(
     examples: dict[str, list[Example]], tokenizer: Tokenizer, recwarn: pytest.WarningsRecorder
 ) -> None:
     data = make(examples, tokenizer, mixing=Mixing(strategy="equal"))
-    per_window = data._window_rows // 8
-    for window in range(60):
-        data.batch(window * per_window)
+    for group in range(120):
+        data.batch(group * batches.GROUP_ROWS // 8)
     assert not recwarn.list
 
 
@@ -220,8 +258,8 @@ def test_an_example_without_room_is_warned_of(
 ) -> None:
     data = make(examples, tokenizer)
     data._window_examples *= 2
-    with pytest.warns(UserWarning, match=r"\d+ of \d+ examples found no room in window 3"):
-        data.batch(3 * data._window_rows // 8)
+    with pytest.warns(UserWarning, match=r"\d+ of \d+ examples found no room in group 3"):
+        data.batch(3 * batches.GROUP_ROWS // 8)
 
 
 @pytest.mark.usefixtures("small_windows")
