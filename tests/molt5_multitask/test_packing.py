@@ -238,7 +238,7 @@ def test_batches_of_a_window_are_alike(
     """As they are packed, the first rows have the long examples, and the last have none."""
     data = make(examples, tokenizer)
     counts = [data.batch(step)["input_segments"].max(1).sum() for step in range(60)]
-    assert 60 * 8 > 5 * batches.GROUP_ROWS  # the ends of groups are among them
+    assert 5 * batches.GROUP_ROWS < 60 * 8  # the ends of groups are among them
     assert max(counts) < 2 * min(counts)
 
 
