@@ -33,7 +33,7 @@ class KMeansConfig:
     """Starts from new seeds; the one of lowest inertia is kept."""
     seeding_rows: int = 100_000
     """Rows, drawn at random, among which k-means++ finds the first centres."""
-    tolerance: float = 1e-5
+    tolerance: float = 1e-6
     """Stop when the inertia falls by less than this part of itself."""
     max_iterations: int = 100
     """Stop after so many iterations."""
