@@ -104,7 +104,7 @@ def make_gradient(
 
         value, pull_back, out = jax.vjp(total, trained, has_aux=True)
         # To scale the one number that is pulled back saves a pass over all gradients.
-        scale = _inverse(out["loss"].weight) if of == "mean" else jnp.ones(())
+        scale = _inverse(jnp.asarray(out["loss"].weight)) if of == "mean" else jnp.ones(())
         return pull_back(scale.astype(value.dtype))[0], out
 
     return gradient
@@ -155,7 +155,7 @@ def _step_metrics(
     }
 
 
-def _once(value: Float[Array, ""] | Bool[Array, ""]) -> Mean:
+def _once(value: Float[Array, ""] | Bool[Array, ""] | float) -> Mean:
     """Return a mean over steps, of which this is one."""
     return Mean(jnp.asarray(value, jnp.float32), jnp.ones((), jnp.float32))
 
