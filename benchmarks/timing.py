@@ -1,11 +1,19 @@
-"""Times of several programs, taken in turn, in one process or each in its own."""
+"""Times of several programs, in turn, in one process or each in its own; and where time goes."""
 
+import collections
+import gzip
+import json
 import multiprocessing
+import pathlib
+import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
+
+import jax
 
 
 class Apart:
@@ -66,3 +74,41 @@ def in_turn(sides: Mapping[str, Callable[[], Any]], *, repeats: int) -> dict[str
         times |= {f"median {clock}": statistics.median(times[clock]) for clock in tuple(times)}
         times["results"] = results[name]
     return found
+
+
+def shares(
+    run: Callable[[], Any], program: str, kind: Callable[[str], str | None]
+) -> dict[str, float]:
+    """Return the share of a program's time by kind of operation, as XLA's profiler sees it.
+
+    Args:
+      run: runs the program, which has been compiled before.
+      program: its text after compilation.
+      kind: names the kind of an instruction by its text, which is its line and, of a fusion, the
+        lines that it fuses; None for one that is not to be counted. Loops and conditions, whose
+        time is that of what they run, are not counted in any case.
+    """
+    fused = dict(re.findall(r"^%([\w.-]+) \(.*\{\n((?:  .*\n)*)\}", program, re.MULTILINE))
+    kinds = {}
+    for line in program.splitlines():
+        found = re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (.*)", line)
+        if found and not re.search(r" (while|conditional|call)\(", found[2]):
+            calls = re.search(r"calls=%([\w.-]+)", line)
+            kinds[found[1]] = kind(line + fused.get(calls[1], "") if calls else line)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(run())
+        (file,) = pathlib.Path(folder).rglob("*.trace.json.gz")
+        events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    totals: collections.Counter[str] = collections.Counter()
+    for event in events:
+        name = kinds.get(event.get("name"))
+        if name is not None and "dur" in event:
+            totals[name] += event["dur"]
+    return {name: spent / totals.total() for name, spent in totals.most_common()}
+
+
+def operation(text: str) -> str:
+    """Return what an instruction was traced from, such as `jit(f)/while/body/dot_general`."""
+    found = re.search(r'op_name="([^"]*)"', text)
+    return found[1] if found else ""

@@ -27,6 +27,7 @@ import numpy as np
 import tyro
 from jax.experimental import jet
 
+from benchmarks import timing
 from born_mlp import taylor
 from born_mlp.mlp import MLP, Params
 from born_mlp.taylor import engine, evaluate, plan
@@ -130,6 +131,7 @@ PEERS: dict[str, Any] = {
     "jet": taylor_mode,
 }
 METHODS = ("ours", *PEERS, "torch.func")
+KINDS = ("products", "gathers", "elementwise")
 
 
 def peer_bytes(name: str, shape: Shape, order: int, dtype: str) -> int:
@@ -172,10 +174,18 @@ def prepare_ours(shape: Shape, order: int, dtype: str) -> dict[str, Any]:
     x = jax.random.normal(jax.random.key(1), (points, shape[0]), jnp.dtype(dtype))
     tables = engine.gather_tables(shape[0], (order,), shape[2])
     slope = params[0]["kernel"]
-    _, seconds = compiled(evaluate.compiled, mlp, (order,), params, x, slope, tables)
+    program, seconds = compiled(evaluate.compiled, mlp, (order,), params, x, slope, tables)
     call = functools.partial(taylor.derivative, mlp, params, x, order)
     require_dtype(call, dtype)
-    return {"call": call, "points": points, "compile_s": seconds}
+    shares = timing.shares(call, program.as_text(), kind)
+    return {"call": call, "points": points, "compile_s": seconds, "shares": shares}
+
+
+def kind(text: str) -> str:
+    """Return the kind of an instruction: a product, a gather or elementwise."""
+    if " dot(" in text:
+        return "products"
+    return "gathers" if " gather(" in text else "elementwise"
 
 
 def jax_build(name: str, shape: Shape, order: int, dtype: str) -> Build:
@@ -281,7 +291,7 @@ def measure(shape: Shape, order: int, dtype: str, repeats: int) -> dict[str, Any
             times[name].append(cost(name))
     for name, method in running.items():
         kept: dict[str, Any] = {
-            key: method[key] for key in ("points", "chunk", "compile_s") if key in method
+            key: method[key] for key in ("points", "chunk", "compile_s", "shares") if key in method
         }
         methods[name] = {"us": statistics.median(times[name]) * 1e6, **kept}
     row = {
@@ -319,7 +329,9 @@ def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
         speedup = [f"{row['speedup']:.2f}", row["fastest"]] if "speedup" in row else ["", ""]
         counted = [f"{row['flops'] / 1e6:.3g}", f"{row['bytes'] / 1e3:.3g}"]
         floors = f"{ours['us'] / row['floor_us']:.1f}"
-        rows.append([dtype, order, shape, str(ours["points"]), *cells, *speedup, *counted, floors])
+        parts = [f"{ours['shares'].get(name, 0):.0%}" for name in KINDS]
+        first = [dtype, order, shape, str(ours["points"])]
+        rows.append([*first, *cells, *speedup, *counted, floors, *parts])
     for (dtype, m), group in groups.items():
         known = [row["speedup"] for row in group if "speedup" in row]
         figures = (f"{statistics.median(known):.2f}", f"{min(known):.2f}") if known else ("", "")
@@ -339,6 +351,7 @@ def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
         "Mflop",
         "kB",
         "floors",
+        *KINDS,
     )
     parts = (
         "# All derivatives of order m",
@@ -346,8 +359,9 @@ def markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
         "Microseconds per point (compile time, chunk of the peer): medians; tanh, scalar output, "
         "packed for ours and dense for the peers. The speed-up is the median of paired ratios to "
         "the fastest peer. Mflop are our matrix products and kB our output, intermediates and "
-        "weights streamed once, both counted for one point; the last column is our time over that "
-        "of these flops at the rate of a 512^3 product in the same row. A peer is missing where it "
+        "weights streamed once, both counted for one point; floors are our time over that of "
+        "these flops at the rate of a 512^3 product in the same row. The last columns are the "
+        "parts of our time by XLA's profiler. A peer is missing where it "
         f"is not installed, where one intermediate at one point exceeds {LARGEST / 1e9:.1f} GB, or "
         f"where its measurement would exceed the cap of {PEER_SECONDS:.0f} s.",
         report.table(header, rows),

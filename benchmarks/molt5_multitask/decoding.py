@@ -15,8 +15,6 @@ attention, the rest.
 Writes `decoding.json` and `decoding.md` beside this file.
 """
 
-import collections
-import gzip
 import json
 import os
 import pathlib
@@ -36,6 +34,7 @@ import torch
 import transformers
 import tyro
 
+from benchmarks import timing
 from common.report import provenance, table
 from molt5_multitask.config import EOS
 from molt5_multitask.decoding import BeamSearch, Decoder
@@ -137,29 +136,18 @@ def shares(ours: Decoder, ids: np.ndarray) -> dict[str, float]:
     segments, numbers = np.ones_like(ids), np.arange(len(ids), dtype=np.int32)
     carry = ours._begin(ours._params, ids, segments, numbers)
     program = ours._advance.lower(ours._params, ours._layers, carry).compile().as_text()
-    kinds = {}
-    for line in program.splitlines():
-        found = re.match(r'\s*(?:ROOT )?%?([\w.-]+) = .*op_name="[^"]*/while/body/([^"]*)"', line)
-        if found:
-            kinds[found[1]] = _kind(line, found[2])
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            ours.decode(ids, segments, numbers)
-        (file,) = pathlib.Path(folder).rglob("*.trace.json.gz")
-        events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
-    totals: collections.Counter[str] = collections.Counter()
-    for event in events:
-        if event.get("name") in kinds and "dur" in event:
-            totals[kinds[event["name"]]] += event["dur"]
-    return {kind: spent / totals.total() for kind, spent in totals.most_common()}
+    return timing.shares(lambda: ours.decode(ids, segments, numbers), program, _kind)
 
 
-def _kind(line: str, operation: str) -> str:
+def _kind(text: str) -> str | None:
+    operation = timing.operation(text)
+    if "/while/body/" not in operation:
+        return None
     if "dot_general" in operation:
         if "bh" in operation:
             return "attention"
         return "output projection" if "vd,dbk" in operation else "products with weights"
-    shape = re.search(r"= \(?\w+\[([\d,]*)\]", line)
+    shape = re.search(r"= \(?\w+\[([\d,]*)\]", text)
     dims = shape[1].split(",") if shape else []
     return "attention" if len(dims) == 4 else "the rest"
 
