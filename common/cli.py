@@ -13,6 +13,7 @@ import inspect
 import logging
 import os
 import pathlib
+import re
 import shlex
 import sys
 import traceback
@@ -109,7 +110,24 @@ def command(
     args = list(sys.argv[1:] if argv is None else argv)
     with _together(args, many=processes == "many"), _one_line_errors(run):
         prog = shlex.join(["python", *module_or_script()])
-        run(expand_user(tyro.cli(arguments, args=args, prog=prog)))
+        found = tyro.cli(arguments, args=args, prog=prog)
+        _refuse_buckets(found)
+        run(expand_user(found))
+
+
+def _refuse_buckets(arguments: Any, prefix: str = "--") -> None:
+    """Raise ValueError where a path on a disk (`pathlib.Path`) is the address of a bucket."""
+    for field in dataclasses.fields(arguments):
+        value = getattr(arguments, field.name)
+        option = f"{prefix}{field.name.replace('_', '-')}"
+        if dataclasses.is_dataclass(value):
+            _refuse_buckets(value, f"{option}.")
+        # pathlib has dropped one of two slashes.
+        elif isinstance(value, pathlib.Path) and re.match(r"[a-z]\w+:/", str(value)):
+            raise ValueError(
+                f"{option} {value}: a bucket's address, and this command reads and writes files on "
+                "disks only; give it a local path, and copy the file"
+            )
 
 
 def _together(args: Sequence[str], *, many: bool) -> contextlib.AbstractContextManager[None]:

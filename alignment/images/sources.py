@@ -3,6 +3,7 @@
 import abc
 import collections
 import logging
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -90,10 +91,16 @@ class FolderImages(ImageSource):
 
     def __init__(self, folder: PathLike) -> None:
         self.folder = pathlib.Path(folder)
+
+        def refuse(error: OSError) -> None:
+            raise error
+
+        # Not Path.rglob, which asks the system about each file: hours on a network's disk.
         files = [
-            p.relative_to(folder)
-            for p in self.folder.rglob("*")
-            if p.is_file() and not p.name.startswith(".")
+            pathlib.Path(inner, name).relative_to(folder)
+            for inner, _, names in os.walk(self.folder, onerror=refuse)
+            for name in names
+            if not name.startswith(".")
         ]
         images = [p for p in files if p.suffix.lower() in SUFFIXES]
         if not images:
