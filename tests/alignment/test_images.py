@@ -182,7 +182,7 @@ class Counting(ImageSource):
         self.read_so_far = 0
 
     def image(self, row):
-        self.threads.add(threading.get_ident())
+        self.threads.add(threading.current_thread())
         self.read_so_far += 1
         if row % 7 == 3:
             raise BadImageError(f"row {row} is bad")
@@ -204,6 +204,15 @@ def test_batches_do_not_depend_on_the_workers(workers):
     bad = {row: text for batch in batches for row, text in batch.bad.items()}
     assert bad == {row: f"row {row} is bad" for row in range(3, 30, 7)}
     assert len(source.threads) <= workers
+
+
+def test_all_batches_are_read_by_the_same_threads():
+    """A loop asks for one batch after another: it must not start threads for each."""
+    source = Counting(32)
+    for start in range(0, 32, 8):
+        rows = range(start, start + 8)
+        list(load_batches(source, rows, named("clip", 6), batch_size=8, workers=3))
+    assert len(source.threads) <= 3
 
 
 def test_reading_stops_with_its_user():
