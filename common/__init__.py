@@ -13,9 +13,9 @@ from common.preempt import Preempted
 from common.rng import Rngs
 from common.step import StepConfig
 from common.task import Task
-from common.xla import keep_reductions_right
+from common.xla import set_cpu_flags
 
-keep_reductions_right()
+set_cpu_flags()
 
 __all__ = [
     "ArrayData",

@@ -24,6 +24,9 @@ class Metric(Protocol):
         ...
 
 
+AnyArray = Array | np.ndarray
+"""What is summed up, in a traced function or on the host."""
+
 Metrics = Mapping[str, Any]
 """Metric by name; the leaves are `Metric`s (or any pytree of sums with `compute`)."""
 
@@ -41,8 +44,8 @@ class Mean:
     @classmethod
     def of(
         cls,
-        values: Num[Array, "*n"] | Bool[Array, "*n"],
-        weights: Num[Array, "..."] | Bool[Array, "..."] | None = None,
+        values: Num[AnyArray, "*n"] | Bool[AnyArray, "*n"],
+        weights: Num[AnyArray, "..."] | Bool[AnyArray, "..."] | None = None,
     ) -> "Mean":
         """Sum `values`, each counted with its weight (one by default; broadcast to `values`).
 
@@ -59,7 +62,7 @@ class Mean:
         return self.total / self.weight
 
 
-def _widened(sums: Shaped[Array, "*n"]) -> Num[Array, "*n"]:
+def _widened(sums: Shaped[AnyArray, "*n"]) -> Num[AnyArray, "*n"]:
     """Give sums a type in which adding up a run loses nothing that matters."""
     return sums.astype(jnp.promote_types(sums.dtype, jnp.float32))
 

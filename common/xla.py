@@ -15,20 +15,33 @@ FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 WRONG = "0.10.2"
 """This jaxlib, the last one for Python 3.11, hands reductions on a CPU to YNNPACK, whose sums are
 wrong or NaN for some shapes (jax issues 39103, 39257). The sums of 0.12 are right."""
+SIMULATED = "--xla_force_host_platform_device_count"
+SCHEDULER = "--xla_cpu_enable_concurrency_optimized_scheduler"
+"""This scheduler of the CPU backend lets simulated devices start collectives in different orders.
+Then each waits for the others, until XLA ends the process."""
 
 
-def keep_reductions_right() -> None:
-    """Have XLA compile reductions on a CPU itself, unless XLA_FLAGS says what YNNPACK gets.
+def set_cpu_flags() -> None:
+    """Set what XLA's CPU backend needs, unless XLA_FLAGS says something about it.
 
-    Products of matrices still go to YNNPACK. Processes started from this one inherit the setting.
+    With jaxlib 0.10.2, XLA compiles reductions itself; products of matrices still go to YNNPACK.
+    Where several devices are simulated, their collectives start in the order of the program.
+    Processes started from this one inherit the settings.
     """
-    if jaxlib.__version__ != WRONG or FLAG in (flags := _flags()):
+    flags = _flags()
+    missing = []
+    if jaxlib.__version__ == WRONG and FLAG not in flags:
+        missing.append(f"{FLAG}=-reduce")
+    if SIMULATED in flags and SCHEDULER not in flags:
+        missing.append(f"{SCHEDULER}=false")
+    if not missing:
         return
-    os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=-reduce".strip()
+    os.environ["XLA_FLAGS"] = " ".join([*flags.split(), *missing])
     if internals.backends_are_initialized():
         warnings.warn(
-            f"jaxlib {WRONG} computes some sums on a CPU wrongly, and it is too late to prevent it "
-            f"here: import common before JAX is used, or set XLA_FLAGS={FLAG}=-reduce",
+            "XLA's CPU backend may compute sums wrongly, or hang where devices are simulated, and "
+            "it is too late to prevent it here: import common before JAX is used, or set "
+            f"XLA_FLAGS={' '.join(missing)!r}",
             stacklevel=2,
         )
 

@@ -1,4 +1,4 @@
-"""XLA's sums on a CPU, of which one version of jaxlib computes some wrongly."""
+"""XLA's sums on a CPU, of which one version of jaxlib computes some wrongly, and its flags."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def test_flags_of_the_user_stay_and_win(monkeypatch):
         (f"{xla.FLAG}=individual_dot", f"{xla.FLAG}=individual_dot"),
     ):
         monkeypatch.setenv("XLA_FLAGS", before)
-        xla.keep_reductions_right()
+        xla.set_cpu_flags()
         assert os.environ["XLA_FLAGS"] == after
 
 
@@ -39,21 +39,34 @@ def test_flags_in_a_file_stay_and_win(monkeypatch, tmp_path):
     file = tmp_path / "flags"
     file.write_text("--xla_cpu_use_xnnpack=false\n--xla_dump_to=x\n")
     monkeypatch.setenv("XLA_FLAGS", str(file))
-    xla.keep_reductions_right()
+    xla.set_cpu_flags()
     after = f"--xla_cpu_use_xnnpack=false --xla_dump_to=x {xla.FLAG}=-reduce"
     assert os.environ["XLA_FLAGS"] == after
 
     file.write_text(f"{xla.FLAG}=individual_dot")
     monkeypatch.setenv("XLA_FLAGS", str(file))
-    xla.keep_reductions_right()
+    xla.set_cpu_flags()
     assert os.environ["XLA_FLAGS"] == str(file)
 
 
 def test_other_versions_are_left_alone(monkeypatch):
     monkeypatch.setattr(xla.jaxlib, "__version__", "0.12.0.1")
     monkeypatch.setenv("XLA_FLAGS", "")
-    xla.keep_reductions_right()
+    xla.set_cpu_flags()
     assert os.environ["XLA_FLAGS"] == ""
+
+
+def test_simulated_devices_start_collectives_in_one_order(monkeypatch):
+    """Without it, the T5's training step hangs on eight devices in some runs."""
+    monkeypatch.setattr(xla.jaxlib, "__version__", "0.12.0.1")
+    monkeypatch.setattr(xla.internals, "backends_are_initialized", lambda: False)
+    for before, after in (
+        (f"{xla.SIMULATED}=8", f"{xla.SIMULATED}=8 {xla.SCHEDULER}=false"),
+        (f"{xla.SIMULATED}=8 {xla.SCHEDULER}=true",) * 2,
+    ):
+        monkeypatch.setenv("XLA_FLAGS", before)
+        xla.set_cpu_flags()
+        assert os.environ["XLA_FLAGS"] == after
 
 
 @pytest.mark.parametrize("package", ["common", "alignment", "born_mlp", "molt5_multitask"])
@@ -72,4 +85,4 @@ def test_a_warning_when_it_is_too_late(monkeypatch):
     monkeypatch.setattr(xla.internals, "backends_are_initialized", lambda: True)
     monkeypatch.setenv("XLA_FLAGS", "")
     with pytest.warns(UserWarning, match="import common before JAX is used"):
-        xla.keep_reductions_right()
+        xla.set_cpu_flags()
