@@ -95,7 +95,7 @@ class FolderImages(ImageSource):
         def refuse(error: OSError) -> None:
             raise error
 
-        # Not Path.rglob, which asks the system about each file: hours on a network's disk.
+        # Without a question to the system about each file, which is slow on a network's disk.
         files = [
             pathlib.Path(inner, name).relative_to(folder)
             for inner, _, names in os.walk(self.folder, onerror=refuse)
